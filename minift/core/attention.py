@@ -1,0 +1,107 @@
+"""Attention: which token looks at which, how far apart they are, and the cache that keeps what was already seen.
+
+Vaswani et al. 2017, "Attention Is All You Need", eq. 1; rotary positions: Su et al. 2021, "RoFormer", eq. 34, in the
+half-split form of Llama; grouped queries: Ainslie et al. 2023. Left out: sliding windows, cross-attention, scaling.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Sight(NamedTuple):
+    """What every layer needs to know about the tokens of one forward pass."""
+
+    mask: torch.Tensor | None                           # (B or 1, 1, T, S) bool, True: token t sees token s
+    is_causal: bool                                     # True, with mask None: each sees itself and all before it
+    angles: tuple[torch.Tensor, torch.Tensor] | None    # rotary cos and sin, (B or 1, T, 1, E)
+
+
+class KVCache:
+    """Keys and values of the tokens already seen, so that the next token costs one token's work. Use under no_grad."""
+
+    def __init__(self, config, batch_size, max_length, device=None, dtype=None):
+        shape = (config.n_layer, batch_size, config.n_kv_head, max_length, config.d_head)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)           # (n_layer, B, K, C, E)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)         # (n_layer, B, K, C, E)
+        self.length = 0                               # tokens held; the body moves it on when all layers have appended
+
+    def append(self, layer, k, v):
+        """Write the new k, v (B, K, T, E) behind the `length` old ones; returns views of all, (B, K, length + T, E)."""
+        end = self.length + k.shape[2]
+        self.keys[layer, :, :, self.length:end] = k
+        self.values[layer, :, :, self.length:end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(E)) v in H heads, of which each group of H / K shares its keys and values."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        d_kv = config.n_kv_head * config.d_head
+        self.q_proj = nn.Linear(config.d_model, config.d_model, bias=config.bias)
+        self.k_proj = nn.Linear(config.d_model, d_kv, bias=config.bias)
+        self.v_proj = nn.Linear(config.d_model, d_kv, bias=config.bias)
+        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=config.bias)
+
+    def forward(self, x, sight, cache=None, layer=0):
+        """x: (B, T, D) -> (B, T, D). cache, layer: where the keys and values of earlier tokens are, if any."""
+        B, T, _ = x.shape
+        E = self.config.d_head
+        q = self.q_proj(x).view(B, T, -1, E)                                 # (B, T, H, E)
+        k = self.k_proj(x).view(B, T, -1, E)                                 # (B, T, K, E)
+        v = self.v_proj(x).view(B, T, -1, E)                                 # (B, T, K, E)
+        if sight.angles is not None:
+            q, k = rotate(q, *sight.angles), rotate(k, *sight.angles)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)    # (B, H or K, T, E)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)                                 # (B, K, S, E)
+        out = F.scaled_dot_product_attention(                                # (B, H, T, E); divides by sqrt(E) itself
+            q, k, v, attn_mask=sight.mask, is_causal=sight.is_causal,
+            dropout_p=self.config.dropout if self.training else 0.0, enable_gqa=k.shape[1] != q.shape[1],
+        )
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))            # (B, T, D)
+
+
+def rotary_angles(position_ids, d_head, theta, dtype=torch.float32):
+    """cos and sin of position / theta^(2i/E), each (B, T, 1, E); worked out in at least float32, given in `dtype`."""
+    precise = torch.promote_types(dtype, torch.float32)
+    even = torch.arange(0, d_head, 2, device=position_ids.device).to(precise)          # (E/2,) 2i
+    angle = position_ids[:, :, None, None].to(precise) * (1.0 / theta ** (even / d_head))    # (B, T, 1, E/2)
+    angle = torch.cat((angle, angle), dim=-1)                                          # (B, T, 1, E)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x, cos, sin):
+    """Turn each pair (x[i], x[i + E/2]) by its angle: q . k then depends on the distance of the two tokens only."""
+    first, second = x.chunk(2, dim=-1)                                       # x: (B, T, H, E)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin               # (B, T, H, E)
+
+
+def visible(n_new, n_total, causal, attention_mask, segment_ids, device):
+    """(B or 1, 1, T, S) bool: may new token t look at token s? The new ones are the last T of S. Each sees itself."""
+    query = torch.arange(n_total - n_new, n_total, device=device)[:, None]   # (T, 1)
+    key = torch.arange(n_total, device=device)[None, :]                      # (1, S)
+    allowed = (key <= query if causal else key >= 0)[None, None]             # (1, 1, T or 1, S)
+    if attention_mask is not None:
+        allowed = allowed & attention_mask[:, None, None, :]
+    if segment_ids is not None:
+        allowed = allowed & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+    return allowed | (key == query)                                          # so that a row of pads stays finite
+
+
+def default_positions(n_new, n_total, attention_mask, segment_ids, device):
+    """(B or 1, T): the number of real tokens before each new one, within its own segment where there are segments."""
+    if segment_ids is not None:
+        before = torch.ones(n_total, n_total, dtype=torch.bool, device=device).tril(-1)
+        before = before & (segment_ids[:, :, None] == segment_ids[:, None, :])      # (B, T, T)
+        if attention_mask is not None:
+            before = before & attention_mask[:, None, :]
+        return before.sum(-1)
+    if attention_mask is None:
+        return torch.arange(n_total - n_new, n_total, device=device)[None]
+    return (attention_mask.cumsum(-1) - attention_mask.long())[:, n_total - n_new:]

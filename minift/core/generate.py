@@ -1,0 +1,143 @@
+"""The one sampler: a batch of left-padded prompts in, their continuations and log-probabilities out.
+
+Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration" (top-p, section 3.1); Fan et al. 2018 (top-k).
+Left out: beam search, repetition penalties, speculative decoding, dropping finished rows from the batch.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from minift.core.logprobs import eval_mode
+from minift.core.transformer import KVCache
+from minift.errors import MiniftError
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Prompts and what was written behind them. Masks, not ids, say what is real."""
+
+    input_ids: torch.Tensor         # (B, T) prompt, response, then pad_id in rows that finished early
+    attention_mask: torch.Tensor    # (B, T) bool, real tokens: prompt and response
+    response_mask: torch.Tensor     # (B, T) bool, tokens that the model wrote, its EOS among them
+    logprobs: torch.Tensor          # (B, T-1) nats, of each written token (column t - 1 for token t), 0 elsewhere
+
+
+@torch.no_grad()
+def generate(model, input_ids, attention_mask=None, *, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_id,
+             pad_id, generator=None):
+    """Sample up to max_new_tokens behind each prompt -> Generation; stops early when every row has written eos_id.
+
+    input_ids: (B, T), left-padded. temperature: 0 is greedy. top_k, top_p: keep the k likeliest ids, then the fewest
+    that hold p of the probability. eos_id=None never stops. No id is banned. logprobs are those of
+    softmax(logits / temperature) before top-k and top-p (greedy: temperature 1), which is what PPO's ratio needs.
+    """
+    written = list(steps(
+        model, input_ids, attention_mask, max_new_tokens, temperature, top_k, top_p, eos_id, generator))
+    prompt_mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    alive = [alive[:, None] for _, _, alive in written]                      # (B, 1) each
+    ids = [torch.where(alive, token, pad_id)[:, None] for token, _, alive in written]
+    logprobs = [torch.where(alive, logprob, 0)[:, None] for _, logprob, alive in written]
+    return Generation(
+        input_ids=torch.cat([input_ids, *ids], dim=1),
+        attention_mask=torch.cat([prompt_mask, *alive], dim=1),
+        response_mask=torch.cat([torch.zeros_like(prompt_mask), *alive], dim=1),
+        logprobs=torch.cat([torch.zeros(input_ids[:, 1:].shape, device=input_ids.device), *logprobs], dim=1),
+    )
+
+
+def stream(model, input_ids, *, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_id=None, generator=None):
+    """Yield the ids (int) written behind one prompt, (T,) or (1, T), as they come; eos_id, if written, is the last.
+
+    Read it to the end, or close() it: the model is in eval mode meanwhile.
+    """
+    prompt = input_ids if input_ids.dim() == 2 else input_ids[None]
+    check(model.config, prompt, None, max_new_tokens, temperature, top_k, top_p)    # now, not at the first token
+    if len(prompt) != 1:
+        raise MiniftError(f"stream writes behind one prompt, but got {len(prompt)}; use generate for a batch")
+    written = steps(model, prompt, None, max_new_tokens, temperature, top_k, top_p, eos_id, generator)
+    return (token.item() for token, _, _ in written)
+
+
+@torch.no_grad()
+def steps(model, input_ids, attention_mask, max_new_tokens, temperature, top_k, top_p, eos_id, generator):
+    """Yield for each step token (B,), logprob (B,), alive (B,) bool: rows that had not finished before this token.
+
+    The prompts go through the body once; then each step feeds the newest token, and the cache holds all else. The head
+    sees the last position only.
+    """
+    mask = check(model.config, input_ids, attention_mask, max_new_tokens, temperature, top_k, top_p)
+    B, T = input_ids.shape
+    weight = model.body.embed.weight
+    cache = KVCache(model.config, B, T + max_new_tokens, weight.device, weight.dtype)
+    if mask is not None:
+        mask = torch.cat((mask, mask.new_ones(B, max_new_tokens)), dim=1)    # steps take slices; new tokens are real
+    alive = torch.ones(B, dtype=torch.bool, device=input_ids.device)
+    token = input_ids
+    with eval_mode(model):
+        for end in range(T, T + max_new_tokens):
+            hidden = model.body(token, None if mask is None else mask[:, :end], cache=cache)
+            token, logprob = sample(model.head(hidden[:, -1]), temperature, top_k, top_p, generator)
+            yield token, logprob, alive
+            if eos_id is not None:
+                alive = alive & (token != eos_id)
+                if not alive.any():
+                    return
+            token = token[:, None]                                           # (B, 1)
+
+
+def sample(logits, temperature, top_k, top_p, generator):
+    """One id and its log-probability for each row of logits (B, V): (B,), (B,)."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logprobs = (logits / temperature if temperature else logits).log_softmax(-1)    # (B, V)
+    if logprobs[:, 0].isnan().any():                 # log_softmax spreads a NaN or an infinity over its whole row
+        raise MiniftError("the model's logits are not finite; its weights or the training that made them are broken")
+    if temperature == 0:
+        token = logprobs.argmax(-1)
+    else:
+        probs = keep_likely(logprobs, top_k, top_p).softmax(-1)
+        where = probs.device if generator is None else generator.device
+        token = torch.multinomial(probs.to(where), 1, generator=generator)[:, 0].to(probs.device)
+    return token, logprobs.gather(-1, token[:, None])[:, 0]
+
+
+def keep_likely(logprobs, top_k, top_p):
+    """(B, V) -> the same, -inf outside the top_k likeliest ids, and outside the fewest that hold top_p of those."""
+    V = logprobs.shape[-1]
+    top_k = V if top_k is None else min(top_k, V)
+    top_p = 1.0 if top_p is None else top_p
+    if top_k == V and top_p == 1:
+        return logprobs
+    ranked, order = logprobs.sort(descending=True, stable=True)              # (B, V) ties: the smaller id first
+    ranked[:, top_k:] = -math.inf
+    if top_p < 1:
+        probs = ranked.softmax(-1)
+        ranked = ranked.masked_fill(probs.cumsum(-1) - probs >= top_p, -math.inf)   # what came before holds enough
+    return torch.full_like(logprobs, -math.inf).scatter(-1, order, ranked)
+
+
+def check(config, input_ids, attention_mask, max_new_tokens, temperature, top_k, top_p):
+    """Refuse settings that cannot work before any is tried; returns the mask as bool, or None if nothing is padded."""
+    if input_ids.dim() != 2 or input_ids.numel() == 0:
+        raise MiniftError(f"prompts must be ids of shape (B, T) with B, T >= 1; got shape {tuple(input_ids.shape)}")
+    if max_new_tokens < 0:
+        raise MiniftError(f"max_new_tokens is {max_new_tokens}; expected 0 or more")
+    if input_ids.shape[1] + max_new_tokens > config.context_length:
+        raise MiniftError(f"prompt of {input_ids.shape[1]} + max_new_tokens {max_new_tokens} is beyond the context of "
+                          f"{config.context_length} tokens; shorten one of them")
+    if not 0 <= temperature < math.inf:
+        raise MiniftError(f"temperature is {temperature}; expected 0 (greedy) or more")
+    if top_k is not None and (top_k < 1 or top_k != int(top_k)):
+        raise MiniftError(f"top_k is {top_k}; expected a whole number of at least 1, or None to keep every id")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise MiniftError(f"top_p is {top_p}; expected 0 < top_p <= 1, or None to keep every id")
+    if attention_mask is None:
+        return None
+    mask = attention_mask.bool()
+    if mask.shape != input_ids.shape:
+        raise MiniftError(f"attention_mask has shape {tuple(mask.shape)}; expected {tuple(input_ids.shape)}")
+    if not mask[:, -1].all():
+        row = int((~mask[:, -1]).nonzero()[0])
+        raise MiniftError(f"row {row} ends with padding; prompts must be padded on the left")
+    return None if mask.all() else mask

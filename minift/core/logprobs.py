@@ -1,0 +1,135 @@
+"""Log-probabilities of written tokens, and the masked arithmetic on them; the shift by one happens here only.
+
+logits[:, t] speak about token t + 1, so (B, T) ids have (B, T - 1) log-probabilities (elsewhere: logps, log_probs).
+KL estimators: Schulman 2020, "Approximating KL Divergence" (k1, k2, k3). Left out: fused linear-and-loss kernels.
+"""
+
+import contextlib
+import warnings
+
+import torch
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from minift.errors import MiniftError
+
+CHUNK_LOGITS = 2**25            # logits that may exist at once: 128 MiB in float32
+
+
+def token_logprobs(logits, input_ids):
+    """log p(token t | before) = log_softmax(logits[t - 1])[input_ids[t]], nats: (B, T, V), (B, T) -> (B, T - 1)."""
+    return pick(logits[:, :-1], input_ids[:, 1:])
+
+
+def pick(logits, targets):
+    """log_softmax(logits) at the targets, in at least float32: (..., V), (...) -> (...)."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    flat = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1).long(), reduction="none")
+    return -flat.view(targets.shape)
+
+
+def response_logprobs(hidden, head, input_ids, response_mask, temperature=1.0, chunk_logits=CHUNK_LOGITS):
+    """token_logprobs(head(hidden) / temperature, input_ids) at response tokens, 0 elsewhere, the vocabulary only there.
+
+    hidden: (B, T, D). head: any module (N, D) -> (N, V). response_mask: (B, T), or already cut to (B, T - 1).
+    Many tokens go in chunks of chunk_logits numbers, recomputed in the backward pass: all logits never exist at once.
+    """
+    mask = response_mask.bool()
+    mask = mask[:, 1:] if mask.shape[1] == input_ids.shape[1] else mask      # (B, T - 1)
+    if mask.shape != input_ids[:, 1:].shape:
+        raise MiniftError(f"response_mask has shape {tuple(response_mask.shape)}; expected {tuple(input_ids.shape)}, "
+                          f"or one column less")
+    states = hidden[:, :-1][mask]                                            # (N, D) token t - 1 speaks about token t
+    targets = input_ids[:, 1:][mask]                                         # (N,)
+
+    def chunk_logprobs(states, targets):
+        logits = head(states)                                                # (n, V)
+        return pick(logits if temperature == 1 else logits / temperature, targets)
+
+    with torch.no_grad():
+        rows = max(1, chunk_logits // head(states[:1]).shape[-1])
+    if len(states) <= rows:
+        picked = chunk_logprobs(states, targets)
+    elif torch.is_grad_enabled():
+        picked = torch.cat([checkpoint(chunk_logprobs, s, t, use_reentrant=False)
+                            for s, t in zip(states.split(rows), targets.split(rows))])
+    else:
+        picked = torch.cat([chunk_logprobs(s, t) for s, t in zip(states.split(rows), targets.split(rows))])
+    return picked.new_zeros(mask.shape).masked_scatter(mask, picked)         # (B, T - 1)
+
+
+def entropy(logits):
+    """-sum_v p_v log p_v of each distribution: (..., V) -> (...), nats; a logit of -inf counts nothing."""
+    logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    return -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(-1)
+
+
+def kl_estimate(logprobs, ref_logprobs, kind="k3"):
+    """Estimates of KL(policy || reference) from tokens that the policy wrote; with d = log p - log p_ref:
+
+    k1 = d: unbiased, may be negative. k2 = d^2 / 2: biased, low variance. k3 = exp(-d) - 1 + d: unbiased, never
+    negative. Same shape as the inputs, nats; take a masked mean over tokens.
+    """
+    d = logprobs - ref_logprobs
+    if kind == "k1":
+        return d
+    if kind == "k2":
+        return d.square() / 2
+    if kind == "k3":
+        return torch.expm1(-d) + d              # exp(-d) - 1 would cancel in float32 near d = 0
+    raise MiniftError(f"kind is {kind!r}; expected k1, k2 or k3")
+
+
+def masked_sum(x, mask, dim=None):
+    """Sum of x where mask, over `dim` or everything. What stands outside the mask, even NaN, does not matter."""
+    kept = torch.where(mask.bool(), x, torch.zeros((), dtype=x.dtype, device=x.device))
+    return kept.sum() if dim is None else kept.sum(dim)
+
+
+def masked_mean(x, mask, dim=None):
+    """Mean of x where mask, over `dim` or everything; 0 where the mask is empty."""
+    return masked_sum(x, mask, dim) / masked_sum(torch.ones_like(x), mask, dim).clamp(min=1)
+
+
+def masked_whiten(x, mask, keep_mean=False):
+    """(x - mean) / std over the mask, unbiased variance, 0 outside; keep_mean adds the mean back (rewards keep theirs).
+
+    Fewer than two elements have no variance: x comes back unchanged, with a warning.
+    """
+    if mask.sum() < 2:
+        warnings.warn("whitening needs at least two elements; the values stay as they are", stacklevel=2)
+        return x
+    x = torch.where(mask.bool(), x, torch.zeros_like(x))                     # garbage outside reaches nothing
+    mean = masked_mean(x, mask)
+    count = masked_sum(torch.ones_like(x), mask)
+    variance = masked_sum((x - mean).square(), mask) / (count - 1)
+    white = (x - mean) * variance.clamp(min=1e-8).rsqrt() + (mean if keep_mean else 0)
+    return torch.where(mask.bool(), white, torch.zeros_like(white))
+
+
+@contextlib.contextmanager
+def eval_mode(model):
+    """Dropout off inside the block; afterwards each module is back in the mode that it had of its own."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def make_reference(model, temperature=1.0):
+    """A callable (input_ids, attention_mask) -> (B, T - 1) log-probabilities of `model`: no gradient, dropout off.
+
+    Its attribute `.model` is the model, so that trainers can check that the reference is not the policy itself.
+    """
+
+    @torch.no_grad()
+    def reference(input_ids, attention_mask=None):
+        with eval_mode(model):
+            hidden = model.body(input_ids, attention_mask)                   # (B, T, D)
+            return response_logprobs(hidden, model.head, input_ids, torch.ones_like(input_ids), temperature)
+
+    reference.model = model
+    return reference

@@ -1,0 +1,121 @@
+"""One optimizer step: how large, over which parameters, and from which gradients.
+
+AdamW: Loshchilov and Hutter 2019, algorithm 2. Cosine decay: Loshchilov and Hutter 2017, eq. 5. Clipping by the global
+norm: Pascanu et al. 2013, algorithm 1. Left out: gradient scaling for float16 (bfloat16 needs none), several processes.
+"""
+
+import math
+
+import torch
+
+from minift.errors import MiniftError
+
+NO_GRADIENT = "no trainable parameter received a gradient: the loss does not depend on what is being trained"
+REMEDY = "lower the learning rate, warm up for longer, or look for bad values in this batch"
+
+
+def learning_rate(step, *, lr, steps, warmup, min_lr):
+    """Linear from 0 at step 0 to `lr` at step `warmup`, half a cosine down to `min_lr` at step `steps`, then constant.
+
+    The loop counts its steps from 1, so that no step is taken with a learning rate of 0.
+    """
+    if step < warmup:
+        return lr * step / warmup
+    if step >= steps:
+        return min_lr
+    progress = (step - warmup) / (steps - warmup)
+    return min_lr + 0.5 * (lr - min_lr) * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(model, *, lr, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8):
+    """AdamW over the parameters with requires_grad; weight decay on matrices only, not on norms and biases.
+
+    A frozen parameter is left out altogether: inside, a gradient of zero would still decay it.
+    Raises MiniftError when nothing is trainable.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise MiniftError("nothing to train: every parameter has requires_grad=False; unfreeze some, or add LoRA")
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = all(p.device.type in ("cpu", "cuda") for p in trainable)    # one kernel for the whole update
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=fused)
+
+
+def take_step(optimizer, batches, loss_fn, *, lr, clip=1.0):
+    """One optimizer step on the micro-batches of `batches`, as if they were one big batch.
+
+    Each loss is a mean over its own n_tokens, so it counts n_tokens times; the sum is divided by all tokens once.
+    lr: the rate of this step. clip: largest global gradient norm, None for no clipping.
+    Returns the token-weighted means of the scalar metrics, with loss, lr, grad_norm (before clipping) and n_tokens;
+    a step without any token changes nothing and has skipped=True.
+    Raises MiniftError, with the weights unchanged, when the loss or its gradient is not finite or reaches no parameter.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    means, n_tokens = WeightedMeans(), 0
+    for batch in batches:
+        loss, metrics = loss_fn(batch)
+        n = _count_tokens(metrics)
+        if n == 0:
+            continue
+        _check_loss(loss)
+        (loss * n).backward()
+        n_tokens += n
+        means.add({**metrics, "loss": loss}, weight=n)
+    if n_tokens == 0:
+        return {"loss": 0.0, "lr": lr, "grad_norm": 0.0, "n_tokens": 0, "skipped": True}
+
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not parameters:
+        raise MiniftError(NO_GRADIENT)
+    reduce_gradients(parameters, n_tokens)
+    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip))
+    if not math.isfinite(grad_norm):
+        raise MiniftError(f"the gradient norm is {grad_norm}; no step was taken, the weights are unchanged; {REMEDY}")
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    return {**means.result(), "lr": lr, "grad_norm": grad_norm, "n_tokens": n_tokens}
+
+
+def reduce_gradients(parameters, n_tokens):
+    """Turn sums over tokens into the mean over all tokens of the step.
+
+    This is the ONE place where gradients are reduced. Several processes would sum gradients and n_tokens over all here.
+    """
+    for parameter in parameters:
+        parameter.grad.div_(n_tokens)
+
+
+class WeightedMeans:
+    """Weighted means of named scalars; what is not a scalar is left out, and so is n_tokens, which is the weight."""
+
+    def __init__(self):
+        self.sums, self.weights = {}, {}
+
+    def add(self, metrics, weight):
+        for name, value in metrics.items():
+            value = value.detach() if isinstance(value, torch.Tensor) else value
+            if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+                self.sums[name] = self.sums.get(name, 0.0) + float(value) * weight
+                self.weights[name] = self.weights.get(name, 0) + weight
+
+    def result(self):
+        return {name: total / self.weights[name] for name, total in self.sums.items() if name != "n_tokens"}
+
+
+def _count_tokens(metrics):
+    if not isinstance(metrics, dict) or "n_tokens" not in metrics:
+        raise MiniftError('loss_fn must return (loss, metrics) with metrics["n_tokens"], the number of items averaged')
+    return int(metrics["n_tokens"])
+
+
+def _check_loss(loss):
+    if loss.numel() != 1:
+        raise MiniftError(f"the loss has shape {tuple(loss.shape)}; expected one number, the mean over n_tokens items")
+    if not loss.requires_grad:
+        raise MiniftError(NO_GRADIENT)
+    if not torch.isfinite(loss):
+        raise MiniftError(f"the loss is {loss.item()}; no step was taken, the weights are unchanged; {REMEDY}")

@@ -1,0 +1,208 @@
+"""Byte-level byte-pair encoding: train the merges here, then encode through tiktoken with the very same ranks.
+
+Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units", algorithm 1; on bytes as in GPT-2
+(Radford et al. 2019, section 2.2). Left out: dropout of merges, Unicode normalisation (text comes back byte for byte).
+
+Ids: 0..255 are the raw bytes, so no text is ever unknown; then the merges in the order in which they were learned; the
+special tokens come last. Special tokens are put in by templates, as ids: no text, whatever it says, becomes one.
+"""
+
+import hashlib
+import heapq
+import json
+from collections import Counter, defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+import regex
+import tiktoken
+
+from minift.core.files import read_json, write_json
+from minift.errors import MiniftError
+
+DEFAULT_SPECIAL = ("<pad>", "<eos>", "<system>", "<user>", "<assistant>", "<mask>", "<cls>", "<sep>")
+
+# GPT-2's pieces: a word, a number or a run of signs, each with the one space before it; merges never cross them. Unlike
+# GPT-2's, white space needs no look-ahead, so that a long run of it cannot exhaust the stack of the matcher.
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+| +|[^\S ]+"
+
+
+class Tokenizer:
+    """Text to ids and back. Make one with `Tokenizer.train` or `Tokenizer.load`.
+
+    ranks: bytes -> id; the lower the id, the earlier the merge; all 256 single bytes are in it.
+    special: name -> id, ids that no text can produce. pattern: the regular expression that cuts text into pieces.
+    """
+
+    def __init__(self, ranks, special, pattern=PATTERN):
+        missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+        if missing:
+            raise MiniftError(f"the tokenizer lacks {len(missing)} of the 256 single bytes (the first is {missing[0]})")
+        self.ranks, self.special, self.pattern = dict(ranks), dict(special), pattern
+        self._bytes = {i: token for token, i in ranks.items()} | {i: name.encode() for name, i in special.items()}
+        if len(self._bytes) != len(ranks) + len(special):
+            raise MiniftError("two tokens of the tokenizer share one id; every token needs its own")
+        self._special_ids = frozenset(special.values())
+        self._encoding = tiktoken.Encoding("minift", pat_str=pattern, mergeable_ranks=self.ranks, special_tokens={})
+
+    @classmethod
+    def train(cls, texts, vocab_size, special_tokens=DEFAULT_SPECIAL):
+        """Learn merges: join the most frequent pair of neighbours, again and again, until the vocabulary is full.
+
+        texts: strings. vocab_size: counts the 256 bytes, the merges and the special tokens; it ends up smaller when no
+        pair is left to merge. Ties: the higher count wins, then the smaller pair of ids, so no order matters.
+        """
+        special_tokens = list(special_tokens)
+        n_merges = vocab_size - 256 - len(special_tokens)
+        if n_merges < 0:
+            raise MiniftError(f"vocab_size {vocab_size} is too small: 256 bytes and {len(special_tokens)} special "
+                              f"tokens need at least {256 + len(special_tokens)}")
+        if len(set(special_tokens)) < len(special_tokens) or not all(special_tokens):
+            raise MiniftError(f"special tokens must be distinct and not empty; got {special_tokens}")
+        words = count_words([texts] if isinstance(texts, str) else texts)
+        tokens = [bytes([byte]) for byte in range(256)]
+        for left, right in learn_merges(words, n_merges):
+            tokens.append(tokens[left] + tokens[right])
+        special = {name: len(tokens) + i for i, name in enumerate(special_tokens)}
+        return cls({token: i for i, token in enumerate(tokens)}, special)
+
+    @property
+    def vocab_size(self):
+        """One more than the highest id."""
+        return max(self._bytes) + 1
+
+    @property
+    def pad_id(self):
+        return self.special_id("<pad>")
+
+    @property
+    def eos_id(self):
+        return self.special_id("<eos>")
+
+    def special_id(self, name):
+        """The id of a special token; MiniftError when this tokenizer has no such token."""
+        if name not in self.special:
+            raise MiniftError(f"the tokenizer has no special token {name}; it has {sorted(self.special)}")
+        return self.special[name]
+
+    def encode(self, text):
+        """The ids of a text, as a list; never a special id, even where the text spells a special token's name."""
+        if not isinstance(text, str):
+            raise MiniftError(f"only a string can be encoded; got {type(text).__name__}")
+        utf8(text)      # tiktoken would silently turn a lone surrogate into U+FFFD
+        return self._encoding.encode_ordinary(text)
+
+    def decode(self, ids, skip_special=False):
+        """The text of some ids; special tokens appear as their names unless skipped; broken UTF-8 appears as U+FFFD."""
+        ids = [int(i) for i in ids]
+        kept = [i for i in ids if not (skip_special and i in self._special_ids)]
+        return b"".join(self.token_bytes(i) for i in kept).decode("utf-8", errors="replace")
+
+    def token_bytes(self, token_id):
+        """The bytes of one token: a character may need several tokens, so a stream is decoded from bytes."""
+        if token_id not in self._bytes:
+            raise MiniftError(f"token id {token_id} is not in the vocabulary of {self.vocab_size} tokens")
+        return self._bytes[token_id]
+
+    def hash(self):
+        """Hex digest of all that decides what encode and decode do; equal only for equal tokenizers."""
+        return hashlib.sha256(json.dumps(self._as_dict(), sort_keys=True).encode()).hexdigest()
+
+    def save(self, path):
+        """Write one JSON file, atomically. A token is stored as a string with one character (U+0000..U+00FF) a byte."""
+        write_json(path, {**self._as_dict(), "sha256": self.hash()})
+
+    @classmethod
+    def load(cls, path):
+        """Read what `save` wrote: the file itself, or the folder in which it is called tokenizer.json."""
+        path = Path(path)
+        path = path / "tokenizer.json" if path.is_dir() else path
+        stored = read_json(path)
+        if not isinstance(stored, dict) or stored.get("format") != "minift-tokenizer":
+            raise MiniftError(f"{path} is not a tokenizer that minift wrote")
+        if stored.get("version") != 1:
+            raise MiniftError(f"{path} has tokenizer version {stored.get('version')}, this minift reads version 1; "
+                              "update minift")
+        try:
+            ranks = {token.encode("latin-1"): int(i) for token, i in stored["ranks"].items()}
+            tokenizer = cls(ranks, stored["special"], stored["pattern"])
+            intact = tokenizer.hash() == stored["sha256"]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise MiniftError(f"{path} is corrupted ({error}); restore it or train the tokenizer again") from error
+        if not intact:
+            raise MiniftError(f"{path} is corrupted: its contents do not match their checksum; restore it")
+        return tokenizer
+
+    def _as_dict(self):
+        ranks = {token.decode("latin-1"): i for token, i in sorted(self.ranks.items(), key=lambda item: item[1])}
+        return {"format": "minift-tokenizer", "version": 1, "pattern": self.pattern, "special": self.special,
+                "ranks": ranks}
+
+
+def utf8(text):
+    """The UTF-8 bytes of a text; MiniftError for a lone surrogate, which is half a character and has none."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise MiniftError(f"the text has a lone surrogate at character {error.start}; it is no character, remove it: "
+                          f"{text[max(0, error.start - 20):error.start + 20]!r}") from error
+
+
+def count_words(texts):
+    """Cut the texts into pieces by PATTERN and count them: piece (bytes) -> how often. Merging needs no more."""
+    counts, cut = Counter(), regex.compile(PATTERN)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise MiniftError(f"text {i} to train the tokenizer on is a {type(text).__name__}, not a string")
+        counts.update(cut.findall(text))
+    return {utf8(word): n for word, n in counts.items()}
+
+
+def learn_merges(words, n_merges):
+    """The first n_merges pairs of ids, in the order of merging (the k-th pair becomes id 256 + k).
+
+    words: bytes -> count. Only words that hold the merged pair change, so only their pairs are counted again: `where`
+    finds the words, and `heap` the best pair; an entry of the heap whose count is out of date is thrown away when met.
+    """
+    pieces = [list(word) for word in words]
+    counts = list(words.values())
+    pair_count, where = Counter(), defaultdict(set)
+    for index, piece in enumerate(pieces):
+        for pair in pairwise(piece):
+            pair_count[pair] += counts[index]
+            where[pair].add(index)
+    heap = [(-n, pair) for pair, n in pair_count.items()]
+    heapq.heapify(heap)
+    merges = []
+    while heap and len(merges) < n_merges:
+        negative_count, best = heapq.heappop(heap)
+        if -negative_count != pair_count[best] or negative_count == 0:
+            continue
+        changed = set()
+        for index in where.pop(best):
+            old, new = pieces[index], merge(pieces[index], best, 256 + len(merges))
+            for pair in pairwise(old):
+                pair_count[pair] -= counts[index]
+                changed.add(pair)
+            for pair in pairwise(new):
+                pair_count[pair] += counts[index]
+                where[pair].add(index)
+                changed.add(pair)
+            pieces[index] = new
+        merges.append(best)
+        for pair in changed:
+            heapq.heappush(heap, (-pair_count[pair], pair))
+    return merges
+
+
+def merge(ids, pair, new_id):
+    """Replace every occurrence of the pair, from left to right: merge([1, 1, 1, 2], (1, 1), 9) -> [9, 1, 2]."""
+    merged, i = [], 0
+    while i < len(ids):
+        if i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair:
+            merged.append(new_id)
+            i += 2
+        else:
+            merged.append(ids[i])
+            i += 1
+    return merged

@@ -1,0 +1,200 @@
+"""One body for decoders (GPT-2, Llama) and encoders (BERT): token ids in, hidden states out.
+
+Vaswani et al. 2017, "Attention Is All You Need", section 3; norm first: Radford et al. 2019 (GPT-2), section 2.3;
+SwiGLU: Shazeer 2020, eq. 6; RMSNorm: Zhang & Sennrich 2019, eq. 4. Left out: mixtures of experts, segment embeddings.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from minift.core.attention import Attention, KVCache, Sight, default_positions, rotary_angles, visible
+from minift.errors import MiniftError
+
+__all__ = ["MLP", "Block", "KVCache", "Transformer", "TransformerConfig"]
+
+CHOICES = {"norm": ("layernorm", "rmsnorm"), "positions": ("learned", "rotary"), "mlp": ("swiglu", "gelu", "gelu_tanh")}
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The numbers and names that make one model family out of the body. MiniftError on a combination that cannot be."""
+
+    vocab_size: int                 # V, how many token ids there are
+    context_length: int             # tokens, the longest input (Hugging Face: max_position_embeddings; block_size)
+    n_layer: int                    # blocks, each attention + MLP (num_hidden_layers)
+    n_head: int                     # H, query heads
+    d_model: int                    # D, width of the hidden states (hidden_size; n_embd)
+    d_ff: int                       # F, width inside the MLP (intermediate_size)
+    n_kv_head: int | None = None    # K, key/value heads, shared by groups of query heads; None: one for each
+    causal: bool = True             # each token sees itself and what came before it; False: all see all
+    norm_first: bool = True         # normalise before each sublayer (GPT-2, Llama); False: after the addition (BERT)
+    norm: str = "rmsnorm"           # or "layernorm"
+    norm_eps: float = 1e-5          # added to the variance, inside the root
+    positions: str = "rotary"       # or "learned", one vector a position
+    rope_theta: float = 10000.0     # rotary wavelengths run from 2 pi to 2 pi rope_theta tokens
+    mlp: str = "swiglu"             # or "gelu" (exact), "gelu_tanh" (GPT-2's approximation)
+    bias: bool = False              # additive biases in linear layers and LayerNorms
+    dropout: float = 0.0            # share of activations set to zero while training
+
+    def __post_init__(self):
+        if self.n_kv_head is None:
+            object.__setattr__(self, "n_kv_head", self.n_head)
+        for name in ("vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff", "n_kv_head"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise MiniftError(f"{name} is {value!r}; expected a whole number of at least 1")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise MiniftError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+        if self.d_model % self.n_head:
+            raise MiniftError(f"d_model {self.d_model} is not a multiple of n_head {self.n_head}; change one")
+        if self.n_head % self.n_kv_head:
+            raise MiniftError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}; change one")
+        if self.positions == "rotary" and self.d_head % 2:
+            raise MiniftError(f"rotary positions need an even head width; d_model / n_head is {self.d_head}")
+        if not 0 <= self.dropout < 1:
+            raise MiniftError(f"dropout is {self.dropout}; expected 0 <= dropout < 1")
+        if not (self.norm_eps > 0 and self.rope_theta > 0):
+            raise MiniftError(f"norm_eps {self.norm_eps} and rope_theta {self.rope_theta} must be above 0")
+
+    @property
+    def d_head(self):
+        """E, the width of one head."""
+        return self.d_model // self.n_head
+
+
+class MLP(nn.Module):
+    """down(gelu(up(x))), or with a gate, SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.kind = config.mlp
+        if self.kind == "swiglu":
+            self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+
+    def forward(self, x):
+        if self.kind == "swiglu":
+            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))    # (B, T, F) inside
+        return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh" if self.kind == "gelu_tanh" else "none"))
+
+
+def make_norm(config):
+    """The norm that the config names, over the last dimension (D)."""
+    if config.norm == "layernorm":
+        return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
+    return nn.RMSNorm(config.d_model, eps=config.norm_eps)
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each added to the stream; the norms sit before them (norm_first) or after the additions."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.norm_first, self.dropout = config.norm_first, config.dropout
+        self.attn_norm, self.mlp_norm = make_norm(config), make_norm(config)
+        self.attn, self.mlp = Attention(config), MLP(config)
+
+    def forward(self, x, sight, cache=None, layer=0):
+        if self.norm_first:
+            x = x + self.drop(self.attn(self.attn_norm(x), sight, cache, layer))
+            return x + self.drop(self.mlp(self.mlp_norm(x)))                 # (B, T, D)
+        x = self.attn_norm(x + self.drop(self.attn(x, sight, cache, layer)))
+        return self.mlp_norm(x + self.drop(self.mlp(x)))                     # (B, T, D)
+
+    def drop(self, x):
+        return F.dropout(x, self.dropout, self.training)
+
+
+class Transformer(nn.Module):
+    """The body: embeddings, blocks, and one extra norm (at the end if norm_first, else right after the embedding)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.positions = nn.Embedding(config.context_length, config.d_model) if config.positions == "learned" else None
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = make_norm(config)
+        self.apply(init_weights)
+        for block in self.layers:                     # 2 n_layer sublayers add to the stream: keep its variance in hand
+            for projection in (block.attn.o_proj, block.mlp.down_proj):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None, segment_ids=None, cache=None):
+        """Hidden states (B, T, D) of input_ids (B, T).
+
+        attention_mask: (B, T) bool, True at real tokens; with a cache (B, cached + T). position_ids: (B, T), by default
+        the number of real tokens before each one. segment_ids: (B, T), packed samples, blind for one another.
+        cache: a KVCache, which takes the new tokens in. MiniftError on ids, lengths or shapes that cannot be.
+        """
+        past = 0 if cache is None else cache.length
+        attention_mask = self.check(input_ids, attention_mask, position_ids, segment_ids, cache)
+        T, S, device = input_ids.shape[1], past + input_ids.shape[1], input_ids.device
+        if position_ids is None:
+            position_ids = default_positions(T, S, attention_mask, segment_ids, device)
+        x = self.embed(input_ids)                                            # (B, T, D)
+        angles = None
+        if self.positions is None:
+            angles = rotary_angles(position_ids, self.config.d_head, self.config.rope_theta, x.dtype)
+        else:
+            x = x + self.positions(position_ids)
+        if attention_mask is None and segment_ids is None and (past == 0 or T == 1):
+            sight = Sight(None, self.config.causal and past == 0, angles)    # no mask to build or to read: fast
+        else:
+            sight = Sight(visible(T, S, self.config.causal, attention_mask, segment_ids, device), False, angles)
+        x = x if self.config.norm_first else self.norm(x)
+        x = F.dropout(x, self.config.dropout, self.training)
+        for layer, block in enumerate(self.layers):
+            x = block(x, sight, cache, layer)
+        if cache is not None:
+            cache.length = S
+        return self.norm(x) if self.config.norm_first else x                 # (B, T, D)
+
+    def check(self, input_ids, attention_mask, position_ids, segment_ids, cache):
+        """Refuse what would fail deep inside, or worse, would not fail; returns attention_mask as bool."""
+        if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32):
+            raise MiniftError(f"input_ids must be whole numbers (torch.long) of shape (B, T); got {input_ids.dtype} "
+                              f"of shape {tuple(input_ids.shape)}")
+        past, room, limit = 0, self.config.context_length, "context"
+        if cache is not None:
+            past = cache.length
+            if cache.keys.shape[3] < room:
+                room, limit = cache.keys.shape[3], "cache"
+            if segment_ids is not None or not self.config.causal:
+                raise MiniftError("a cache needs a causal body and one sample a row; leave out cache or segment_ids")
+        (B, T), S = input_ids.shape, past + input_ids.shape[1]
+        if S > room:
+            raise MiniftError(f"length {S} is beyond the {limit} of {room} tokens; shorten or split the input")
+        for name, given, shapes in (("attention_mask", attention_mask, [(B, S)]),
+                                    ("segment_ids", segment_ids, [(B, T)]),
+                                    ("position_ids", position_ids, [(B, T), (1, T)])):
+            if given is not None and given.shape not in shapes:
+                raise MiniftError(f"{name} has shape {tuple(given.shape)}; expected {shapes[0]}")
+        check_range(input_ids, self.config.vocab_size, "token id", "the vocabulary")
+        if position_ids is not None and self.positions is not None:
+            check_range(position_ids, self.config.context_length, "position", "the context")
+        return None if attention_mask is None else attention_mask.bool()
+
+
+def check_range(ids, size, what, whose):
+    """MiniftError for the first id outside 0..size-1. Only on the CPU: elsewhere, looking would stall the device."""
+    if ids.device.type != "cpu" or ids.numel() == 0:
+        return
+    low, high = torch.aminmax(ids)
+    if low < 0 or high >= size:
+        row, column = ((ids < 0) | (ids >= size)).nonzero()[0].tolist()
+        raise MiniftError(f"{what} {ids[row, column].item()} at row {row}, column {column}; {whose} has {size}")
+
+
+def init_weights(module):
+    """Normal with std 0.02 for matrices, zero for biases (GPT-2): the first loss is then near ln V."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,191 @@
+"""From lists of ids to tensors: padding, batches in a seeded order, windows over a long text, packing.
+
+Packing is best-fit decreasing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling", section 3). Left out:
+worker processes, streaming from disk (the data of a fine-tuning run fit into memory).
+"""
+
+import math
+import random
+
+import torch
+
+from minift.errors import MiniftError
+
+IGNORE_INDEX = -100     # a label that nothing is learned from; torch's cross_entropy skips it
+
+
+def pad(rows, pad_value, side="right", length=None):
+    """Make rows of unequal length one tensor (B, T), filled up with pad_value, whose type is the tensor's type.
+
+    side: "right" for training, "left" for generation, where the last column must be real.
+    length: T; by default that of the longest row. MiniftError when a row is longer.
+    """
+    if side not in ("left", "right"):
+        raise MiniftError(f"side must be 'left' or 'right'; got {side!r}")
+    longest = max((len(row) for row in rows), default=0)
+    length = longest if length is None else length
+    if longest > length:
+        raise MiniftError(f"a row has {longest} tokens, more than the length of {length}; truncate it first")
+    padded = torch.full((len(rows), length), pad_value)     # (B, T)
+    for i, row in enumerate(rows):
+        start = length - len(row) if side == "left" else 0
+        padded[i, start:start + len(row)] = torch.as_tensor(row, dtype=padded.dtype)
+    return padded
+
+
+def collate(examples, pad_id):
+    """A right-padded batch: input_ids, attention_mask (bool), labels; each (B, T).
+
+    examples: dicts of two lists, input_ids and labels (labels[t] is input_ids[t] where it is learned, else -100).
+    The mask comes from the lengths, never from the ids: a real token may well equal pad_id.
+    """
+    for example in examples:
+        check_lengths(example)
+    rows = [example["input_ids"] for example in examples]
+    return {"input_ids": pad(rows, pad_id),
+            "attention_mask": pad([[True] * len(row) for row in rows], False),
+            "labels": pad([example["labels"] for example in examples], IGNORE_INDEX)}
+
+
+def check_lengths(example):
+    if len(example["labels"]) != len(example["input_ids"]):
+        raise MiniftError(f"an example has {len(example['input_ids'])} input_ids but {len(example['labels'])} labels")
+
+
+class Batches:
+    """Batches of some examples, again and again: each pass is a new epoch in a new order, drawn from (seed, epoch).
+
+    examples: a list of dicts. collate: list of examples -> dict of tensors. The last, smaller batch is kept.
+    bucket: when shuffling, put rows of similar length together, which saves padding. shuffle=False keeps the order.
+    `epoch` counts the passes that were started; set it to go back to a certain order.
+    """
+
+    def __init__(self, examples, batch_size, collate, seed=0, shuffle=True, bucket=True):
+        if batch_size < 1:
+            raise MiniftError(f"batch_size must be at least 1; got {batch_size}")
+        if not examples:
+            raise MiniftError("dataset is empty: there is no example to make batches of")
+        self.examples, self.batch_size, self.collate = examples, batch_size, collate
+        self.seed, self.shuffle, self.bucket, self.epoch = seed, shuffle, bucket, 0
+
+    def __len__(self):
+        return math.ceil(len(self.examples) / self.batch_size)
+
+    def __iter__(self):
+        plan = self.plan(self.epoch)
+        self.epoch += 1
+        return (self.collate([self.examples[i] for i in batch]) for batch in plan)
+
+    def plan(self, epoch):
+        """Which examples come together in an epoch: a list of lists of indices."""
+        order = list(range(len(self.examples)))
+        if not self.shuffle:
+            return chunks(order, self.batch_size)
+        rng = random.Random(f"{self.seed}, {epoch}")
+        rng.shuffle(order)
+        if not self.bucket:
+            return chunks(order, self.batch_size)
+        batches = []
+        for window in chunks(order, 16 * self.batch_size):
+            window.sort(key=lambda i: example_length(self.examples[i]))
+            batches += chunks(window, self.batch_size)
+        rng.shuffle(batches)
+        return batches
+
+
+def chunks(items, size):
+    return [items[start:start + size] for start in range(0, len(items), size)]
+
+
+def example_length(example):
+    """The number of tokens in the longest list of an example, which is what padding costs."""
+    return max((len(value) for value in example.values() if isinstance(value, (list, tuple, torch.Tensor))), default=0)
+
+
+def token_windows(ids, length):
+    """Cut a text into lists of length + 1 ids that overlap by one: every pair (token, next token) is in exactly one.
+
+    This is for evaluation: each list gives `length` predictions, and the last one fewer.
+    """
+    if length < 1:
+        raise MiniftError(f"length must be at least 1; got {length}")
+    ids = [int(i) for i in ids]
+    return [ids[start:start + length + 1] for start in range(0, len(ids) - 1, length)]
+
+
+class Windows:
+    """Batches of windows of a long text: each pass starts at a random offset, cuts full windows, and shuffles them.
+
+    ids: the text's tokens. length: T. Over the epochs every start is reached; no window crosses the end.
+    A batch has input_ids and labels, both (B, T) and equal: the shift by one belongs to the loss.
+    """
+
+    def __init__(self, ids, length, batch_size, seed=0):
+        self.ids = torch.as_tensor(ids, dtype=torch.long)
+        if batch_size < 1 or length < 2:
+            raise MiniftError(f"batch_size must be at least 1 and length at least 2; got {batch_size} and {length}")
+        if len(self.ids) < length:
+            raise MiniftError(f"the text has {len(self.ids)} tokens, fewer than one window of {length}; add text, or "
+                              "take a shorter window")
+        self.length, self.batch_size, self.seed, self.epoch = length, batch_size, seed, 0
+
+    def __len__(self):
+        """Batches of the coming epoch (an offset may cost one window)."""
+        return math.ceil(len(self.starts(self.epoch)) / self.batch_size)
+
+    def __iter__(self):
+        starts = self.starts(self.epoch)
+        self.epoch += 1
+        return (self.batch(part) for part in chunks(starts, self.batch_size))
+
+    def starts(self, epoch):
+        """Where the windows of an epoch start, in the order of the batches."""
+        rng = random.Random(f"{self.seed}, {epoch}")
+        last = len(self.ids) - self.length
+        starts = list(range(rng.randint(0, min(self.length - 1, last)), last + 1, self.length))
+        rng.shuffle(starts)
+        return starts
+
+    def batch(self, starts):
+        input_ids = torch.stack([self.ids[start:start + self.length] for start in starts])    # (B, T)
+        return {"input_ids": input_ids, "labels": input_ids.clone()}
+
+
+def plan_packs(lengths, length):
+    """Best-fit decreasing: the longest first, each into the fullest row in which it still fits. Lists of indices."""
+    rows, rows_with_space = [], [[] for _ in range(length + 1)]
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        space = next((space for space in range(lengths[i], length + 1) if rows_with_space[space]), None)
+        row = [] if space is None else rows_with_space[space].pop(0)
+        if space is None:
+            rows.append(row)
+        row.append(i)
+        rows_with_space[(length if space is None else space) - lengths[i]].append(row)
+    return rows
+
+
+def pack(examples, length, pad_id):
+    """Several examples into each row of `length` tokens: input_ids, labels, position_ids, segment_ids, all (N, length).
+
+    position_ids restart at 0 in each example; segment_ids count the examples of a row (-1: padding), so that attention
+    can stay within each. labels are -100 on padding and on each first token, which nothing before it predicts.
+    MiniftError when examples are longer than a row.
+    """
+    lengths = [len(example["input_ids"]) for example in examples]
+    too_long = sum(n > length for n in lengths)
+    if too_long or not lengths or min(lengths) == 0:
+        raise MiniftError(f"cannot pack {len(lengths)} examples into rows of {length} tokens: {too_long} are longer "
+                          f"(truncate or drop them), {lengths.count(0)} are empty")
+    columns = {"input_ids": [], "labels": [], "position_ids": [], "segment_ids": []}
+    for row in plan_packs(lengths, length):
+        parts = {name: [] for name in columns}
+        for segment, i in enumerate(row):
+            check_lengths(examples[i])
+            parts["input_ids"] += examples[i]["input_ids"]
+            parts["labels"] += [IGNORE_INDEX, *examples[i]["labels"][1:]]
+            parts["position_ids"] += range(lengths[i])
+            parts["segment_ids"] += [segment] * lengths[i]
+        for name, part in parts.items():
+            columns[name].append(part)
+    fill = {"input_ids": pad_id, "labels": IGNORE_INDEX, "position_ids": 0, "segment_ids": -1}
+    return {name: pad(rows, fill[name], length=length) for name, rows in columns.items()}

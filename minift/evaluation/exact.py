@@ -1,0 +1,104 @@
+"""A world small enough to enumerate: every answer is listed, so the optimum that PPO and DPO must reach is known.
+
+All answers of `length` tokens over a vocabulary of `vocab_size`: 8 ** 4 = 4,096 strings by default. The optimum is
+eq. 4 of Rafailov et al. 2023, "Direct Preference Optimization"; for best-of-n and its KL see Beirami et al. 2024,
+"Theoretical guarantees on the best-of-n alignment policy". Left out: answers of unequal length, several prompts.
+
+A distribution over the N answers is a (N,) float64 tensor of probabilities on the CPU, in the order of `all_answers`.
+"""
+
+import math
+
+import torch
+
+from minift.core.logprobs import eval_mode
+from minift.errors import MiniftError
+
+
+def all_answers(vocab_size=8, length=4):
+    """Every answer once, the last token changing fastest: (vocab_size ** length, length)."""
+    if vocab_size ** length > 2 ** 22:
+        raise MiniftError(f"{vocab_size} ** {length} answers are too many to enumerate; keep them below 4 million")
+    ids = torch.arange(vocab_size)
+    return torch.cartesian_prod(*[ids] * length).reshape(-1, length)
+
+
+@torch.no_grad()
+def answer_logprobs(model, prompt, length=4, temperature=1.0, batch_size=1024):
+    """log p of every answer of `length` tokens after `prompt` (a list of ids) under a language model: (N,), exact.
+
+    Only the V ** (length - 1) prefixes are run: the logits along a prefix score all answers that begin with it.
+    No token ends an answer: generate(..., eos_id=None, max_new_tokens=length) draws from exactly this distribution.
+    """
+    vocab_size, device = model.config.vocab_size, next(model.parameters()).device
+    prefixes = all_answers(vocab_size, length - 1) if length > 1 else torch.zeros(1, 0, dtype=torch.long)
+    start = torch.tensor(prompt)                                                        # (T,)
+    rows = []
+    with eval_mode(model):
+        for part in prefixes.split(batch_size):                                             # (B, length - 1)
+            input_ids = torch.cat([start.expand(len(part), -1), part], dim=1).to(device)    # (B, T + length - 1)
+            logits = model(input_ids)[:, len(prompt) - 1:].cpu().double() / temperature     # (B, length, V)
+            logprobs = logits.log_softmax(-1)
+            prefix = logprobs[:, :-1].gather(2, part.unsqueeze(2)).sum((1, 2))              # (B,)
+            rows.append(prefix.unsqueeze(1) + logprobs[:, -1])                              # (B, V)
+    return torch.cat(rows).reshape(-1)
+
+
+def optimum(ref_logprobs, rewards, beta):
+    """pi* = ref * exp(reward / beta) / Z, the policy with the largest E[reward] - beta * KL(policy || ref): (N,)."""
+    if beta <= 0:
+        raise MiniftError(f"beta is {beta}; the optimum exists for beta > 0 only")
+    return torch.softmax(_exact(ref_logprobs) + _exact(rewards) / beta, dim=0)
+
+
+def expected_reward(probs, rewards):
+    """The sum of p * reward over all answers, a float."""
+    return (_exact(probs) * _exact(rewards)).sum().item()
+
+
+def kl_divergence(probs, other):
+    """KL(probs || other) in nats, a float; an answer of probability 0 under `probs` costs nothing."""
+    probs, other = _exact(probs), _exact(other)
+    return (torch.xlogy(probs, probs) - torch.xlogy(probs, other)).sum().item()
+
+
+def total_variation(probs, other):
+    """Half the sum of |p - q|: the largest difference that any event's probability can show, from 0 to 1, a float."""
+    return 0.5 * (_exact(probs) - _exact(other)).abs().sum().item()
+
+
+def frontier(ref_logprobs, rewards, betas):
+    """The best reward for each KL: no policy lies above these points. A list of {"beta", "kl", "reward"}."""
+    ref = _exact(ref_logprobs).exp()
+    best = [(beta, optimum(ref_logprobs, rewards, beta)) for beta in betas]
+    return [{"beta": beta, "kl": kl_divergence(p, ref), "reward": expected_reward(p, rewards)} for beta, p in best]
+
+
+def best_of_n(ref_logprobs, rewards, n):
+    """The distribution of the best of n answers drawn from ref, ties broken at random: (N,).
+
+    P(best reward = r) = F(r) ** n - F(below r) ** n, F being the reward's distribution function under ref; answers of
+    equal reward share it in proportion to ref.
+    """
+    ref = _exact(ref_logprobs).exp()
+    _, level = torch.unique(_exact(rewards), return_inverse=True)             # (N,) equal rewards: one level
+    mass = torch.zeros(int(level.max()) + 1, dtype=torch.float64).index_add(0, level, ref)
+    below_or_at = mass.cumsum(0) / mass.sum()
+    below = torch.cat([torch.zeros(1, dtype=torch.float64), below_or_at[:-1]])
+    gain = (below_or_at ** n - below ** n) / mass.clamp(min=torch.finfo(torch.float64).tiny)
+    return ref * gain[level]
+
+
+def best_of_n_kl_bound(n):
+    """log n - (n - 1) / n, an upper bound on KL(best of n || ref) for any ref and any reward."""
+    return math.log(n) - (n - 1) / n
+
+
+def preference_probability(rewards, other_rewards):
+    """Bradley-Terry: the share of a whole population that prefers the first answer, sigmoid(reward - other reward)."""
+    return torch.sigmoid(_exact(rewards) - _exact(other_rewards))
+
+
+def _exact(x):
+    """float64 on the CPU (MPS has no float64)."""
+    return torch.as_tensor(x).cpu().double()

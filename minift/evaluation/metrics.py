@@ -1,0 +1,181 @@
+"""How good is it: perplexity, agreement of texts, classification, calibration, and how sure one can be of a mean.
+
+ROUGE-L: Lin 2004, eqs. 2-4 with beta = 1. Calibration: Guo et al. 2017, eq. 3. Bootstrap: Efron & Tibshirani 1993,
+section 13.3 (percentile interval). distinct-n: Li et al. 2016. Left out: ROUGE's stemming and several references, BLEU.
+
+Predictions come first, then what is right. Sequences are lists or tensors; MiniftError when empty or of unequal length.
+"""
+
+import math
+import numbers
+from collections import Counter
+
+import regex
+import torch
+
+from minift.core.logprobs import response_logprobs
+from minift.core.train import move_batch
+from minift.errors import MiniftError
+
+
+def perplexity(nll_sum, n_tokens):
+    """exp(sum of negative log-likelihoods / number of tokens); in a mean of means, short texts would weigh too much.
+
+    nll_sum: nats; n_tokens: how many tokens they are of. Both numbers, or both sequences with an entry a text.
+    """
+    nll_sum, n_tokens = total(nll_sum), total(n_tokens)
+    if n_tokens <= 0:
+        raise MiniftError("perplexity needs at least one token; nothing was predicted")
+    mean = nll_sum / n_tokens
+    return math.exp(mean) if mean < 709 else math.inf      # exp(710) is beyond a float
+
+
+def total(x):
+    """The sum of a number, a sequence of numbers or a tensor."""
+    if isinstance(x, numbers.Real):
+        return float(x)
+    return math.fsum(x.flatten().tolist() if isinstance(x, torch.Tensor) else x)
+
+
+@torch.no_grad()
+def language_model_nll(model, batches):
+    """(sum of -log p in nats, number of tokens) over all tokens that the labels ask for: perplexity's two arguments.
+
+    batches: dicts with input_ids and labels (B, T), and the body's masks and positions where there are any.
+    """
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    nll_sum, n_tokens = 0.0, 0
+    try:
+        for batch in batches:
+            batch = move_batch(batch, device)
+            extra = {name: batch[name] for name in ("attention_mask", "position_ids", "segment_ids") if name in batch}
+            hidden = model.body(batch["input_ids"], **extra)                                  # (B, T, D)
+            learned = batch["labels"][:, 1:] != -100                                          # (B, T-1)
+            logprobs = response_logprobs(hidden, model.head, batch["input_ids"], learned)     # (B, T-1)
+            nll_sum -= logprobs.sum().item()
+            n_tokens += int(learned.sum())
+    finally:
+        model.train(was_training)
+    return nll_sum, n_tokens
+
+
+def paired(predictions, references):
+    """Two lists of one length, at least one entry long."""
+    if isinstance(predictions, str) or isinstance(references, str):
+        raise MiniftError("expected two lists, one entry a prediction; got a string")
+    lists = [x.tolist() if isinstance(x, torch.Tensor) else list(x) for x in (predictions, references)]
+    if len(lists[0]) != len(lists[1]) or not lists[0]:
+        raise MiniftError(f"expected as many predictions as references, at least one; got {len(lists[0])} and "
+                          f"{len(lists[1])}")
+    return lists
+
+
+def accuracy(predictions, references):
+    """The share of predictions that equal their reference."""
+    pairs = list(zip(*paired(predictions, references), strict=True))
+    return sum(a == b for a, b in pairs) / len(pairs)
+
+
+def exact_match(predictions, references):
+    """The share of texts that equal their reference; white space at both ends is nothing, case counts."""
+    predictions, references = paired(predictions, references)
+    return accuracy([text.strip() for text in predictions], [text.strip() for text in references])
+
+
+def confusion_matrix(predictions, references, labels=None):
+    """(L, L) counts: row = the right label, column = the predicted one; labels default to all that occur, sorted."""
+    predictions, references = paired(predictions, references)
+    labels = sorted(set(predictions) | set(references)) if labels is None else list(labels)
+    place = {label: i for i, label in enumerate(labels)}
+    counts = torch.zeros(len(labels), len(labels), dtype=torch.long)
+    for predicted, right in zip(predictions, references, strict=True):
+        if predicted not in place or right not in place:
+            raise MiniftError(f"label {right if predicted in place else predicted!r} is not one of {labels}")
+        counts[place[right], place[predicted]] += 1
+    return counts
+
+
+def macro_f1(predictions, references):
+    """The mean over labels of F1 = 2 hits / (predicted + right): a rare label counts as much as a frequent one."""
+    counts = confusion_matrix(predictions, references)
+    f1 = 2 * counts.diagonal() / (counts.sum(0) + counts.sum(1))      # every label occurs somewhere: no 0 / 0
+    return f1.mean().item()
+
+
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+WORD = regex.compile(rf"[{UNSPACED}]\p{{M}}*|(?:(?![{UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}])+")
+
+
+def words(text):
+    """Lower-case words of any alphabet; in scripts that put no space between words, each character is one."""
+    return WORD.findall(text.lower())
+
+
+def rouge_l(candidate, reference):
+    """F1 of the longest common subsequence of words, in [0, 1]; 0 when one of the two texts has no word.
+
+    precision = LCS / words of the candidate, recall = LCS / words of the reference. Symmetric, therefore.
+    """
+    a, b = words(candidate), words(reference)
+    return 2 * common_subsequence(a, b) / (len(a) + len(b)) if a and b else 0.0
+
+
+def common_subsequence(a, b):
+    """The length of the longest common subsequence, by dynamic programming; row[j]: of a's words so far and b[:j]."""
+    row = [0] * (len(b) + 1)
+    for word in a:
+        previous = row
+        row = [0]
+        for j, other in enumerate(b):
+            row.append(previous[j] + 1 if word == other else max(row[j], previous[j + 1]))
+    return row[-1]
+
+
+def distinct_n(texts, n):
+    """Different n-grams of words / all n-grams: 1 when nothing is said twice, near 0 when a model repeats itself."""
+    grams = Counter(tuple(ws[i:i + n]) for ws in map(words, texts) for i in range(len(ws) - n + 1))
+    return len(grams) / grams.total() if grams else 0.0
+
+
+def reliability_curve(confidences, correct, n_bins=10):
+    """For a reliability diagram: the mean confidence, the accuracy and the count of each bin that is not empty (dicts).
+
+    confidences: probabilities that the model gave its own predictions. correct: whether each was right.
+    """
+    confidences, correct = paired(confidences, correct)
+    bins = [[] for _ in range(n_bins)]
+    for confidence, hit in zip(confidences, correct, strict=True):
+        if not 0 <= confidence <= 1:
+            raise MiniftError(f"confidence {confidence} is not a probability")
+        bins[min(int(confidence * n_bins), n_bins - 1)].append((confidence, float(hit)))
+    bins = [(*zip(*entries, strict=True), len(entries)) for entries in bins if entries]
+    return [{"confidence": math.fsum(cs) / n, "accuracy": math.fsum(hits) / n, "count": n} for cs, hits, n in bins]
+
+
+def expected_calibration_error(confidences, correct, n_bins=10):
+    """sum over bins of (share of the predictions in it) * |accuracy - mean confidence|."""
+    curve = reliability_curve(confidences, correct, n_bins)
+    n = sum(point["count"] for point in curve)
+    return sum(point["count"] / n * abs(point["accuracy"] - point["confidence"]) for point in curve)
+
+
+def bootstrap_interval(values, seed=0, level=0.95, n=2000):
+    """(low, high) between which the mean lies with confidence `level`: quantiles of the means of n resamples."""
+    values = torch.as_tensor(values, dtype=torch.float64, device="cpu").reshape(-1)
+    if len(values) == 0 or not values.isfinite().all() or not 0 < level < 1:
+        raise MiniftError(f"a bootstrap needs finite values, at least one, and 0 < level < 1; got {len(values)} values "
+                          f"and level {level}")
+    generator = torch.Generator().manual_seed(seed)
+    resamples = (torch.randint(len(values), (len(values),), generator=generator) for _ in range(n))
+    means = torch.stack([values[resample].mean() for resample in resamples])
+    low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def win_rate(a, b):
+    """How often a's score is above b's; a tie is half a win. a, b: scores of two systems on the same prompts."""
+    a, b = paired(a, b)
+    if not all(math.isfinite(x) for x in a + b):
+        raise MiniftError("win_rate needs finite scores; got NaN or infinity")
+    return sum((x > y) + (x == y) / 2 for x, y in zip(a, b, strict=True)) / len(a)

@@ -1,0 +1,113 @@
+"""check-data: what files will become, before an hour is spent on them."""
+
+import os
+import statistics
+import sys
+import time
+from itertools import groupby
+
+from minift.core.heads import LanguageModel
+from minift.datasets.batches import IGNORE_INDEX, collate
+from minift.errors import MiniftError
+from minift.jobs.data import FORMS, find_files, read_rows
+from minift.jobs.encoders import encode_dialogue, encode_preference, encode_request, encode_text
+from minift.jobs.examples import Tally, encode_row, without_duplicates
+from minift.jobs.models import context_of, open_kind, pick_device, plain_copy
+from minift.methods.sft import make_labels, make_sft_loss
+
+USED_BY = {"messages": "sft, evaluate", "completion": "sft, evaluate, ppo", "pair": "reward, dpo, evaluate, ppo",
+           "prompt": "ppo, generate", "text": "pretrain, evaluate, ppo"}
+GREEN, GREY, PLAIN = "\x1b[1;32m", "\x1b[90m", "\x1b[0m"
+PROBLEMS_SHOWN = 20
+
+
+def check_data(options):
+    """Print what becomes of the rows of --data; MiniftError in the end when some are bad."""
+    files = find_files(options.data)
+    model, tokenizer = open_kind(options.model, LanguageModel, "check-data")
+    model = plain_copy(model).to(pick_device(options.device))
+    context = context_of(model, options.context)
+    bad, sequences = [], []
+    rows = read_rows(files, tuple(FORMS), bad)
+    for form in FORMS:
+        part = [row for row in rows if row.form == form]
+        if part:
+            sequences += check_form(form, part, tokenizer, context, bad, options.show)
+    for problem in bad[:PROBLEMS_SHOWN]:
+        print(f"problem: {problem}")
+    learned = [ids[:context] for ids, labels in sequences if any(label != IGNORE_INDEX for label in labels)]
+    if learned:
+        estimate(model, tokenizer, learned, options.batch_size)
+    if bad:
+        raise MiniftError(f"{len(bad)} rows are bad (the first: {bad[0]}); mend them, or train with --skip-bad")
+
+
+def check_form(form, rows, tokenizer, context, bad, n_show):
+    """Report on the rows of one form; returns their sequences, [(ids, labels)]."""
+    tally, sequences = Tally(read=len(rows)), []
+    for row in without_duplicates(rows, tally, drop=False):
+        found = encode_row(lambda row, tally: sequences_of(row, tally, tokenizer, context), row, tally, bad) or []
+        tally.used += bool(found)
+        sequences += found
+    print(f"{{{', '.join(FORMS[form])}}}, for {USED_BY[form]}: {tally}")
+    if not sequences:
+        return []
+    lengths = sorted(len(ids) for ids, _ in sequences)
+    learned = sum(label != IGNORE_INDEX for _, labels in sequences for label in labels)
+    print(f"  tokens in a sequence: {lengths[0]} to {lengths[-1]}, median {statistics.median(lengths):.0f}, 95 % "
+          f"have at most {lengths[int(0.95 * (len(lengths) - 1))]}; a row may have {context}")
+    print(f"  tokens in all: {sum(lengths):,}, of which {learned:,} are learned ({learned / sum(lengths):.0%})")
+    for ids, labels in sequences[:n_show]:
+        print("  | " + coloured(tokenizer, ids[:context], labels[:context]).replace("\n", "\n  | "))
+    return sequences
+
+
+def sequences_of(row, tally, tokenizer, context):
+    """What a row becomes: [(ids, labels)], two for a pair, empty when it is dropped; long texts in pieces."""
+    if row.form == "pair":
+        pair = encode_preference(row, tally, tokenizer, context)
+        return [(pair[f"{side}_input_ids"], make_labels(pair[f"{side}_input_ids"], pair[f"{side}_response_mask"]))
+                for side in ("chosen", "rejected")] if pair else []
+    if row.form == "prompt":
+        example = encode_request(row, tally, tokenizer, context - 1)
+        return [(example["input_ids"], [IGNORE_INDEX] * len(example["input_ids"]))] if example else []
+    if row.form == "text":
+        example = encode_text(row, tally, tokenizer)
+        ids = example["input_ids"] if example else []
+        return [(ids[start:start + context],) * 2 for start in range(0, len(ids), context)]
+    example = encode_dialogue(row, tally, tokenizer, context)
+    return [(example["input_ids"], example["labels"])] if example else []
+
+
+def coloured(tokenizer, ids, labels):
+    """The text, learned tokens green and the others grey; without colours, learned ones in «guillemets»."""
+    colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    text = ""
+    for learned, run in groupby(zip(ids, labels), key=lambda pair: pair[1] != IGNORE_INDEX):
+        part = tokenizer.decode([i for i, _ in run])
+        text += f"{GREEN if learned else GREY}{part}{PLAIN}" if colours else f"«{part}»" if learned else part
+    return text
+
+
+def estimate(model, tokenizer, sequences, batch_size):
+    """Print the time of one epoch, from a training step measured here and now, and the memory, from the sizes."""
+    device, config = next(model.parameters()).device, model.config
+    middle = max(0, len(sequences) // 2 - batch_size // 2)
+    part = sorted(sequences, key=len)[middle:middle + batch_size]
+    batch = collate([{"input_ids": ids, "labels": ids} for ids in part], tokenizer.pad_id)
+    batch = {name: x.to(device) for name, x in batch.items()}
+    loss_fn = make_sft_loss(model)
+    for _ in range(2):      # the first step only warms up
+        start = time.perf_counter()
+        loss_fn(batch)[0].backward()
+        next(model.parameters()).grad.sum().item()      # waits for an accelerator
+        seconds = time.perf_counter() - start
+    total, speed = sum(map(len, sequences)), sum(map(len, part)) / seconds
+    print(f"one epoch of {total:,} tokens: about {total / speed:,.0f} s ({speed:,.0f} tokens/s, measured on {device} "
+          f"with a batch of {len(part)})")
+    n = sum(p.numel() for p in model.parameters())
+    a_token = config.n_layer * (10 * config.d_model + 4 * config.d_ff) + 3 * config.vocab_size
+    activations = 4 * batch["input_ids"].numel() * a_token
+    print(f"memory: about {(16 * n + activations) / 2**20:,.0f} MiB (16 bytes a parameter for weights, gradients and "
+          f"AdamW; activations {activations / 2**20:,.0f}), with --lora {(4 * n + activations) / 2**20:,.0f} MiB; "
+          "besides, PyTorch itself: some 300")

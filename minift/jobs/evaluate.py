@@ -1,0 +1,118 @@
+"""evaluate: perplexity of texts, exact match of answers, accuracy on pairs; means come with their 95 % interval."""
+
+import torch
+
+from minift.core.files import write_json
+from minift.core.heads import LanguageModel, TokenScorer
+from minift.core.logprobs import make_reference
+from minift.core.resume import move_batch
+from minift.datasets.batches import Batches, collate, token_windows
+from minift.datasets.chat import encode_prompt
+from minift.datasets.pairs import collate_pairs
+from minift.errors import MiniftError
+from minift.evaluation.metrics import bootstrap_interval, exact_match, language_model_nll, perplexity
+from minift.jobs.data import find_files, read_rows
+from minift.jobs.encoders import encode_preference, encode_text, messages_of
+from minift.jobs.examples import Tally
+from minift.jobs.folders import check_out_file
+from minift.jobs.models import KINDS, check_tokenizers, open_kind, open_model, pick_device
+from minift.jobs.sampling import room_to_answer, write_answers
+from minift.methods.dpo import add_reference_logprobs
+
+
+def evaluate(options):
+    """Measure a model on rows of any form but the bare prompt; print the numbers, and write them to --out if given."""
+    if options.out:
+        check_out_file(options.out, options.overwrite)
+    rows = read_rows(find_files(options.data), tuple(MEASURES))
+    model, tokenizer = open_model(options.model)
+    if tokenizer is None or (isinstance(model, TokenScorer) and any(row.form != "pair" for row in rows)):
+        raise MiniftError(f"{options.model} is {KINDS[type(model)]}{'' if tokenizer else ' without a tokenizer'}; "
+                          "it needs one, and a reward model can be judged on {prompt, chosen, rejected} rows only")
+    model.to(pick_device(options.device))
+    found = {}
+    for measure in dict.fromkeys(MEASURES.values()):
+        part = [row for row in rows if MEASURES[row.form] is measure]
+        found |= measure(model, tokenizer, part, options) if part else {}
+    for name, value in found.items():
+        print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+    if options.out:
+        write_json(options.out, {"model": options.model, "data": options.data, **found})
+
+
+def text_measures(model, tokenizer, rows, options):
+    """Perplexity over all tokens; a long text in windows of the context."""
+    texts = [encode_text(row, Tally(), tokenizer) for row in rows]
+    windows = [{"input_ids": ids, "labels": ids} for text in texts if text
+               for ids in token_windows(text["input_ids"], model.config.context_length - 1)]
+    batches = Batches(windows, options.batch_size, lambda part: collate(part, tokenizer.pad_id), shuffle=False)
+    nll, n_tokens = language_model_nll(model, batches)
+    return {"texts": len(rows), "tokens": n_tokens, "loss": nll / n_tokens, "perplexity": perplexity(nll, n_tokens)}
+
+
+def answer_measures(model, tokenizer, rows, options):
+    """Exact match of the greedy answer with the last assistant turn, and how many answers end by themselves."""
+    prompts, references = [], []
+    for row in rows:
+        messages = messages_of(row)
+        last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+        prompts.append(encode_prompt(tokenizer, messages[:last]))
+        references.append(messages[last]["content"])
+        room_to_answer(model, prompts[-1], options.max_new_tokens, row.where)
+    answers = write_answers(model, tokenizer, prompts, max_new_tokens=options.max_new_tokens, temperature=0.0,
+                            batch_size=options.batch_size)
+    texts = [tokenizer.decode(answer, skip_special=True) for answer in answers]
+    for reference, text in list(zip(references, texts))[:options.show]:
+        print(f"expected: {reference}\n     got: {text}")
+    hits = [exact_match([text], [reference]) for text, reference in zip(texts, references)]
+    ended = [float(answer[-1:] == [tokenizer.eos_id]) for answer in answers]
+    return {"answers": len(hits), **with_interval("exact_match", hits), **with_interval("ends_with_eos", ended)}
+
+
+def pair_measures(model, tokenizer, rows, options):
+    """How often the chosen answer is above the rejected one: by score, by implicit reward, or by log-probability."""
+    tally = Tally()
+    examples = [encode_preference(row, tally, tokenizer, model.config.context_length) for row in rows]
+    examples = [example for example in examples if example is not None]
+    if not examples:
+        raise MiniftError(f"dataset is empty: no pair is left ({tally})")
+    if isinstance(model, TokenScorer):
+        name, gaps = "pair_accuracy", score_gaps(model, examples, tokenizer, options.batch_size)
+    else:
+        name, gaps = "logprob_accuracy", logprob_gaps(model, examples, tokenizer, options.batch_size)
+        if options.reference:
+            reference, its_tokenizer = open_kind(options.reference, LanguageModel, "--reference")
+            check_tokenizers(tokenizer, its_tokenizer, options.model, options.reference)
+            reference.to(pick_device(options.device))
+            before = logprob_gaps(reference, examples, tokenizer, options.batch_size)
+            name, gaps = "implicit_reward_accuracy", [gap - old for gap, old in zip(gaps, before)]
+    return {"pairs": len(gaps), **with_interval(name, [float(gap > 0) for gap in gaps]), **with_interval("gap", gaps)}
+
+
+@torch.no_grad()
+def score_gaps(model, examples, tokenizer, batch_size):
+    """Chosen minus rejected score of each pair."""
+    gaps, device = [], next(model.parameters()).device
+    for batch in Batches(examples, batch_size, lambda part: collate_pairs(part, tokenizer.pad_id), shuffle=False):
+        batch = move_batch(batch, device)
+        chosen, rejected = (model.last_scores(batch[f"{side}_input_ids"], batch[f"{side}_attention_mask"])
+                            for side in ("chosen", "rejected"))
+        gaps += (chosen - rejected).tolist()
+    return gaps
+
+
+def logprob_gaps(model, examples, tokenizer, batch_size):
+    """log p(chosen) - log p(rejected) of each pair: nats, summed over the answers."""
+    copies = [dict(example) for example in examples]
+    device = next(model.parameters()).device
+    add_reference_logprobs(copies, make_reference(model), tokenizer.pad_id, batch_size, device)
+    return [example["ref_chosen_logprobs"] - example["ref_rejected_logprobs"] for example in copies]
+
+
+def with_interval(name, values):
+    """The mean of some values, and where it lies with a confidence of 95 %."""
+    low, high = bootstrap_interval(values)
+    return {name: sum(values) / len(values), f"{name}_95%": f"{low:.3g} to {high:.3g}"}
+
+
+MEASURES = {"text": text_measures, "messages": answer_measures, "completion": answer_measures, "pair": pair_measures}

@@ -1,0 +1,1 @@
+"""One fine-tuning idea per file; none imports another."""

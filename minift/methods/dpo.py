@@ -1,0 +1,181 @@
+"""Direct preference optimization: learn from pairs without a reward model.
+
+Rafailov et al. 2023, "Direct Preference Optimization", eq. 7 (dpo_loss). Its family: Azar et al. 2023, "A General
+Theoretical Paradigm to Understand Learning from Human Preferences" (IPO), eq. 17; Meng et al. 2024, "SimPO", eq. 6;
+Hong et al. 2024, "ORPO", eq. 6 and 7; Ethayarajh et al. 2024, "KTO", eq. 8. Left out: KTO's training loop (its
+mismatched answers need a second batch), updates of the reference, robust and hinge losses.
+"""
+
+import torch
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from minift.core.logprobs import masked_sum, response_logprobs
+from minift.errors import MiniftError
+
+
+def dpo_loss(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, beta, label_smoothing=0.0):
+    """-log sigmoid(beta * (chosen log-ratio - rejected log-ratio)), the mean over pairs: log 2 at the reference.
+
+    *_logprobs: (B,), nats, SUMMED over each response, its EOS included (TRL: *_logps). beta: the price of KL, > 0.
+    label_smoothing: the chance that a label is wrong (conservative DPO), a float in [0, 0.5) or (B,), one a pair.
+    Returns (loss, metrics); metrics hold the implicit rewards beta * log-ratio and how often chosen strictly wins.
+    """
+    _check_positive("beta", beta)
+    if isinstance(label_smoothing, (int, float)) and not 0 <= label_smoothing < 0.5:
+        raise MiniftError(f"label_smoothing is {label_smoothing}; a chance that the label is wrong must be in [0, 0.5)")
+    chosen_rewards = beta * (chosen_logprobs - ref_chosen_logprobs)          # (B,), eq. 5 without its constant
+    rejected_rewards = beta * (rejected_logprobs - ref_rejected_logprobs)    # (B,)
+    margin = chosen_rewards - rejected_rewards
+    loss = -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)    # eq. 7
+    return loss.mean(), _metrics(chosen_rewards, rejected_rewards)
+
+
+def ipo_loss(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, beta):
+    """(chosen log-ratio - rejected log-ratio - 1 / (2 beta)) ** 2, the mean over pairs: a margin to reach and keep.
+
+    *_logprobs: (B,), nats, SUMMED over each response as in the paper (newer TRL passes means per token). beta: > 0, the
+    paper's tau. Returns (loss, metrics) as dpo_loss does.
+    """
+    _check_positive("beta", beta)
+    chosen_ratio = chosen_logprobs - ref_chosen_logprobs          # (B,)
+    rejected_ratio = rejected_logprobs - ref_rejected_logprobs    # (B,)
+    loss = (chosen_ratio - rejected_ratio - 1 / (2 * beta)) ** 2
+    return loss.mean(), _metrics(beta * chosen_ratio, beta * rejected_ratio)
+
+
+def simpo_loss(chosen_logprobs, rejected_logprobs, beta=2.0, gamma=1.0):
+    """-log sigmoid(beta * (chosen - rejected) - gamma), the mean over pairs; there is no reference.
+
+    *_logprobs: (B,), nats, the MEAN per token of each response: sums would reward short answers. gamma: the margin by
+    which beta * chosen should win. Returns (loss, metrics).
+    """
+    _check_positive("beta", beta)
+    loss = -F.logsigmoid(beta * (chosen_logprobs - rejected_logprobs) - gamma)
+    return loss.mean(), _metrics(beta * chosen_logprobs, beta * rejected_logprobs)
+
+
+def orpo_loss(chosen_logprobs, rejected_logprobs, weight=0.1):
+    """SFT on the chosen answer and, in the same step, `weight` times -log sigmoid(log of the odds ratio); no reference.
+
+    *_logprobs: (B,), nats, < 0, the MEAN per token of each response: with sums the odds of a long answer vanish.
+    odds(y) = p / (1 - p) with p = exp(mean log p). weight: the paper's lambda, > 0. Returns (loss, metrics).
+    """
+    _check_positive("weight", weight)
+    chosen_odds, rejected_odds = _log_odds(chosen_logprobs), _log_odds(rejected_logprobs)    # (B,)
+    loss = -chosen_logprobs - weight * F.logsigmoid(chosen_odds - rejected_odds)             # eq. 6
+    return loss.mean(), _metrics(weight * chosen_odds, weight * rejected_odds)
+
+
+def kto_loss(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, beta, kl,
+             chosen_weight=1.0, rejected_weight=1.0):
+    """1 - sigmoid(beta * (log-ratio - kl)) for wanted answers, 1 - sigmoid(beta * (kl - log-ratio)) for unwanted ones.
+
+    Answers need not come in pairs: chosen_* are (N,), rejected_* (M,), nats, SUMMED over each response; the loss is the
+    mean over all N + M. beta: > 0. kl: from kto_kl, how far the policy is from the reference. Returns (loss, metrics).
+    """
+    _check_positive("beta", beta)
+    chosen_rewards = beta * (chosen_logprobs - ref_chosen_logprobs)          # (N,)
+    rejected_rewards = beta * (rejected_logprobs - ref_rejected_logprobs)    # (M,)
+    wanted = chosen_weight * (1 - torch.sigmoid(chosen_rewards - beta * kl))
+    unwanted = rejected_weight * (1 - torch.sigmoid(beta * kl - rejected_rewards))
+    metrics = {name: rewards.detach().mean().item() for name, rewards in
+               (("chosen_rewards", chosen_rewards), ("rejected_rewards", rejected_rewards)) if len(rewards)}
+    return torch.cat([wanted, unwanted]).mean(), metrics
+
+
+def kto_kl(logprobs, ref_logprobs):
+    """max(0, mean log-ratio) of MISMATCHED answers, each after another row's prompt; (B,) sums; no gradient."""
+    if len(logprobs) < 2:
+        raise MiniftError("a KTO batch needs two rows or more: with one, the mismatched answer is the answer itself")
+    return (logprobs - ref_logprobs).mean().clamp(min=0).detach()
+
+
+@torch.no_grad()
+def add_reference_logprobs(examples, reference, pad_id, batch_size=16, device=None):
+    """Run the reference once over every pair; store ref_chosen_logprobs and ref_rejected_logprobs (float sums) in each.
+
+    examples: dicts of lists (chosen_input_ids, chosen_response_mask, rejected_...), changed in place and returned.
+    reference: callable (input_ids, attention_mask) -> logprobs (B, T-1), say make_reference(model). Run it again
+    whenever the examples or the reference change: stale sums cannot be noticed later.
+    """
+    if device is None and hasattr(reference, "model"):
+        device = next(reference.model.parameters()).device
+    jobs = [(example, side) for example in examples for side in ("chosen", "rejected")]
+    jobs.sort(key=lambda job: len(job[0][job[1] + "_input_ids"]))    # neighbours of similar length: little padding
+    for start in range(0, len(jobs), batch_size):
+        part = jobs[start:start + batch_size]
+        ids = [torch.tensor(example[side + "_input_ids"], device=device) for example, side in part]
+        masks = [torch.tensor(example[side + "_response_mask"], device=device).bool() for example, side in part]
+        real = [torch.ones_like(row, dtype=torch.bool) for row in ids]
+        input_ids = pad_sequence(ids, batch_first=True, padding_value=pad_id)    # (B, T)
+        response_mask = pad_sequence(masks, batch_first=True)                    # (B, T), False where padded
+        logprobs = reference(input_ids, pad_sequence(real, batch_first=True))    # (B, T-1)
+        sums = masked_sum(logprobs, response_mask[:, 1:], dim=1)                 # (B,)
+        for (example, side), value in zip(part, sums.tolist()):
+            example[f"ref_{side}_logprobs"] = value
+    return examples
+
+
+def make_dpo_loss(model, beta, label_smoothing=0.0, loss=dpo_loss):
+    """A loss_fn(batch) -> (loss, metrics) for train(): `batch` comes from collate_pairs and holds the reference's sums.
+
+    loss: dpo_loss, or another function of four (B,) sums and beta, such as ipo_loss. metrics add the policy's mean
+    chosen_logprobs and rejected_logprobs (both often fall: only their difference is trained) and n_tokens = pairs.
+    """
+    _check_positive("beta", beta)
+    options = {"label_smoothing": label_smoothing} if label_smoothing else {}
+
+    def loss_fn(batch):
+        if "ref_chosen_logprobs" not in batch:
+            raise MiniftError("the batch has no ref_chosen_logprobs; call add_reference_logprobs on the examples first")
+        chosen, rejected, _ = _pair_logprobs(model, batch)
+        references = batch["ref_chosen_logprobs"], batch["ref_rejected_logprobs"]
+        value, metrics = loss(chosen, rejected, *references, beta, **options)
+        return value, _with_logprobs(metrics, chosen, rejected)
+    return loss_fn
+
+
+def make_reference_free_loss(model, loss=simpo_loss):
+    """make_dpo_loss without reference, for simpo_loss and orpo_loss: `loss` gets the means per token, (B,) each."""
+    def loss_fn(batch):
+        chosen, rejected, (chosen_count, rejected_count) = _pair_logprobs(model, batch)
+        value, metrics = loss(chosen / chosen_count, rejected / rejected_count)
+        return value, _with_logprobs(metrics, chosen, rejected)
+    return loss_fn
+
+
+def _pair_logprobs(model, batch):
+    """The summed log-probs of chosen and rejected responses, (B,) each, from one forward pass; their token counts."""
+    input_ids, attention_mask, response_mask = (torch.cat([batch[f"chosen_{name}"], batch[f"rejected_{name}"]])
+                                                for name in ("input_ids", "attention_mask", "response_mask"))
+    hidden = model.body(input_ids, attention_mask)                                     # (2B, T, D)
+    logprobs = response_logprobs(hidden, model.head, input_ids, response_mask)         # (2B, T-1)
+    chosen, rejected = logprobs.sum(1).chunk(2)                                        # (B,) each
+    return chosen, rejected, response_mask[:, 1:].sum(1).clamp(min=1).chunk(2)
+
+
+def _log_odds(logprobs):
+    """log(p / (1 - p)) from log p; p = 1 to rounding is kept finite."""
+    logprobs = logprobs.clamp(max=-torch.finfo(logprobs.dtype).eps)
+    return logprobs - torch.log(-torch.expm1(logprobs))
+
+
+def _metrics(chosen_rewards, rejected_rewards):
+    margin = (chosen_rewards - rejected_rewards).detach()
+    return {
+        "chosen_rewards": chosen_rewards.detach().mean().item(),
+        "rejected_rewards": rejected_rewards.detach().mean().item(),
+        "margin": margin.mean().item(),
+        "accuracy": (margin > 0).float().mean().item(),    # strict: a tie is no win
+    }
+
+
+def _with_logprobs(metrics, chosen, rejected):
+    return metrics | {"chosen_logprobs": chosen.detach().mean().item(),
+                      "rejected_logprobs": rejected.detach().mean().item(), "n_tokens": len(chosen)}
+
+
+def _check_positive(name, value):
+    if not value > 0:
+        raise MiniftError(f"{name} is {value}; it must be above 0")

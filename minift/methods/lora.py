@@ -1,0 +1,287 @@
+"""LoRA: leave the weights W alone and learn a low-rank change of them, h = W x + (alpha / rank) B A x.
+
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", eq. 3. A starts random and B at zero, so that the
+first forward pass is the base model's, and the first backward pass reaches B only. Adapter files are PEFT's own.
+Left out: DoRA, rank-stabilised scaling (its files load), quantised bases, several adapters at once.
+"""
+
+import contextlib
+import difflib
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from minift.core.adapter import peft_key, peft_name, read_adapter, write_adapter
+from minift.core.checkpoint import fingerprint
+from minift.core.logprobs import make_reference
+from minift.errors import MiniftError
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class LoRALinear(nn.Module):
+    """A frozen nn.Linear and beside it the branch (alpha / rank) B A, which alone is trained.
+
+    rank: R, at most the smaller side of the weight. alpha: strength; alpha / rank keeps it when the rank changes.
+    dropout: in [0, 1], on the branch's input. Parts: .linear, .lora_A (R, in), .lora_B (out, R), .enabled, .merged.
+    """
+
+    def __init__(self, linear, rank, alpha, dropout=0.0):
+        super().__init__()
+        check_settings(linear, rank, alpha, dropout)
+        self.linear = linear.requires_grad_(False)
+        self.rank, self.alpha, self.enabled, self.merged = rank, alpha, True, False
+        like = {"device": linear.weight.device, "dtype": torch.promote_types(linear.weight.dtype, torch.float32)}
+        self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, **like))
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, **like))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))        # as nn.Linear, loralib and PEFT do
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("original", None, persistent=False)    # the base's weight, while merged
+
+    @property
+    def scale(self):
+        return self.alpha / self.rank
+
+    def delta(self):
+        """(alpha / rank) B A, the change of the weight: (out, in)."""
+        return self.scale * (self.lora_B @ self.lora_A)
+
+    def forward(self, x):
+        if not self.enabled:
+            return F.linear(x, self.original if self.merged else self.linear.weight, self.linear.bias)
+        if self.merged:
+            if self.training and torch.is_grad_enabled():
+                raise MiniftError("LoRA is merged into the weights, where training cannot reach it; "
+                                  "call unmerge_lora(model) first")
+            return self.linear(x)
+        base = self.linear(x)                                                        # (B, T, out)
+        low = F.linear(self.dropout(x).to(self.lora_A.dtype), self.lora_A)           # (B, T, R)
+        return base + F.linear(self.scale * low, self.lora_B).to(base.dtype)         # eq. 3
+
+    @torch.no_grad()
+    def merge(self):
+        """Add the change to the weight, in at least float32, and keep the original aside; no effect when merged."""
+        if not self.merged:
+            self.original = self.linear.weight.detach().clone()
+            self.linear.weight.copy_(self.original + self.delta())
+            self.merged = True
+
+    @torch.no_grad()
+    def unmerge(self):
+        """Put the original weight back, the same to the last bit. Not merged: nothing happens."""
+        if self.merged:
+            self.linear.weight.copy_(self.original)
+            self.original, self.merged = None, False
+
+
+def check_settings(linear, rank, alpha, dropout):
+    if not isinstance(linear, nn.Linear):
+        raise MiniftError(f"LoRA goes around an nn.Linear, not around a {type(linear).__name__}")
+    largest = min(linear.in_features, linear.out_features)
+    if not 1 <= rank <= largest:
+        raise MiniftError(f"rank is {rank}; a {linear.out_features} x {linear.in_features} weight takes 1 to {largest}")
+    if not 0 < alpha < math.inf:
+        raise MiniftError(f"alpha is {alpha}; it must be a positive number")
+    if not 0 <= dropout <= 1:
+        raise MiniftError(f"dropout is {dropout}; it must be in [0, 1]")
+
+
+# ---- put it into a model, take it out ----
+
+
+def add_lora(model, rank, alpha, targets=ATTENTION, dropout=0.0):
+    """Freeze the whole model and wrap each linear layer whose name is, or ends with, a target; returns the model.
+
+    targets: names as "q_proj" (in every layer) or "layers.0.attn.q_proj" (in one). Unfreeze afterwards what shall be
+    trained besides LoRA, such as a new head. Raises MiniftError, with the model untouched, when a target is not found,
+    its weight is tied to another, or the model has LoRA already.
+    """
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        raise MiniftError("the model has LoRA already; train on, or start again from the base model")
+    layers = find_targets(model, (targets,) if isinstance(targets, str) else tuple(targets))
+    for linear in layers.values():
+        check_settings(linear, rank, alpha, dropout)
+    model.requires_grad_(False)
+    for name, linear in layers.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, LoRALinear(linear, rank, alpha, dropout).train(linear.training))
+    return model
+
+
+def find_targets(model, targets):
+    """name -> nn.Linear for each layer that a target names; MiniftError tells what there is when one names nothing."""
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    names = sorted({name.rpartition(".")[2] for name in linears})
+    for target in targets or ("",):
+        if not any(_ends_with(name, target) for name in linears):
+            nearest = difflib.get_close_matches(target, names, n=1)
+            hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+            raise MiniftError(f"no linear layer is called {target!r}{hint}; the model has {', '.join(names)}")
+    layers = {name: linear for name, linear in linears.items() if any(_ends_with(name, target) for target in targets)}
+    owners = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
+    for name, linear in layers.items():
+        if owners.count(id(linear.weight)) > 1:
+            raise MiniftError(f"{name} shares its weight with another layer (tied embeddings), which merging would "
+                              "change too; leave it out of targets")
+    return layers
+
+
+def _ends_with(name, target):
+    return name == target or name.endswith("." + target)
+
+
+def lora_layers(model):
+    """name -> LoRALinear; MiniftError when there is none."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    if not layers:
+        raise MiniftError("the model has no LoRA; call add_lora or load_adapter first")
+    return layers
+
+
+def merge_lora(model):
+    """Write every change into its weight, W + (alpha / rank) B A: the same function (to rounding), as fast as the base.
+
+    The wrappers stay, and keep the originals (memory!) for unmerge_lora. Merged layers are left as they are. Raises
+    MiniftError, with nothing merged, when an adapter holds NaN or infinity.
+    """
+    layers = lora_layers(model)
+    for name, layer in layers.items():
+        if not torch.isfinite(layer.delta()).all():
+            raise MiniftError(f"{name} has a LoRA with NaN or infinity, so nothing was merged; load an earlier adapter")
+    for layer in layers.values():
+        layer.merge()
+
+
+def unmerge_lora(model):
+    """Put every original weight back, bit for bit. Layers that are not merged are left as they are."""
+    for layer in lora_layers(model).values():
+        layer.unmerge()
+
+
+@contextlib.contextmanager
+def without_lora(model):
+    """Inside the block the model is the frozen base, exactly, even when merged; afterwards it is as it was."""
+    layers = list(lora_layers(model).values())
+    before = [layer.enabled for layer in layers]
+    try:
+        for layer in layers:
+            layer.enabled = False
+        yield model
+    finally:
+        for layer, enabled in zip(layers, before):
+            layer.enabled = enabled
+
+
+def base_reference(model, temperature=1.0):
+    """make_reference for PPO and DPO without a second model: the log-probabilities of `model` without its LoRA."""
+    lora_layers(model)
+    with_lora = make_reference(model, temperature)
+
+    def reference(input_ids, attention_mask=None):
+        with without_lora(model):
+            return with_lora(input_ids, attention_mask)
+    return reference
+
+
+# ---- adapter files ----
+
+
+def save_adapter(model, path, base=None):
+    """Write the adapter alone, as PEFT would: adapter_config.json and adapter_model.safetensors in the folder `path`.
+
+    Other trainable parameters, such as a new head, go along. base: where the base model is from, for the reader of the
+    file; the base's fingerprint is stored too. Raises MiniftError when the model has no LoRA, or has it merged.
+    """
+    layers = lora_layers(model)
+    extras = extra_parameters(model)
+    settings = {(layer.rank, layer.alpha, layer.dropout.p) for layer in layers.values()}
+    if len(settings) > 1:
+        raise MiniftError(f"an adapter file has one rank, alpha and dropout, but the layers have {sorted(settings)}")
+    (rank, alpha, dropout), = settings
+    tensors = {f"{peft_key(name)}.lora_{part}.weight": getattr(layer, f"lora_{part}")
+               for name, layer in layers.items() for part in "AB"}
+    tensors |= {peft_key(name): parameter for name, parameter in extras.items()}
+    config = {
+        "task_type": "CAUSAL_LM" if hasattr(model, "head") else "SEQ_CLS" if hasattr(model, "score") else None,
+        "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha, "lora_dropout": dropout,
+        "target_modules": target_names(model, layers),
+        "modules_to_save": sorted({peft_name(name.rpartition(".")[0]) for name in extras}) or None,
+    }
+    write_adapter(path, tensors, config, fingerprint(model, skip=tuple(extras)))
+
+
+def extra_parameters(model):
+    """plain name -> each trainable parameter that is not LoRA's: what add_lora's caller unfroze."""
+    lora = {id(parameter) for layer in lora_layers(model).values() for parameter in (layer.lora_A, layer.lora_B)}
+    return {name: p for name, p in plain_parameters(model).items() if p.requires_grad and id(p) not in lora}
+
+
+def plain_parameters(model):
+    """name -> parameter, under the names that it has, or would have, without LoRA."""
+    wrappers = {name for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    plain = {}
+    for name, parameter in model.named_parameters():
+        owner, _, rest = name.partition(".linear.")
+        plain[f"{owner}.{rest}" if owner in wrappers else name] = parameter
+    return plain
+
+
+def target_names(model, layers):
+    """PEFT's target_modules: short names ("q_proj") if LoRA is in every layer called so, else full ones."""
+    short = sorted({name.rpartition(".")[2] for name in layers})
+    left_out = any(isinstance(module, nn.Linear) and name.rpartition(".")[2] in short
+                   for name, module in model.named_modules())
+    return sorted(peft_name(name) for name in layers) if left_out else short
+
+
+def load_adapter(model, path, force=False):
+    """Read a folder that save_adapter or PEFT wrote into `model`, adding LoRA if it has none; returns the model.
+
+    Raises MiniftError, with the model untouched, when names, shapes or rank do not fit, when a number is not finite, or
+    when the adapter was made for another base (force=True overrules this one: the fingerprints then may differ).
+    """
+    config, tensors, metadata = read_adapter(path)
+    present = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
+    if any(layer.merged for layer in present.values()):
+        raise MiniftError("the model has a merged LoRA; call unmerge_lora(model) before loading an adapter")
+    names, extras = match_names(model, present, tensors, config["r"], path)
+    if "fingerprint" in metadata and not force and metadata["fingerprint"] != fingerprint(model, skip=tuple(extras)):
+        raise MiniftError(f"{path} was made for a base model with other weights; load that base, or use force=True")
+    if not present:
+        add_lora(model, config["r"], config["lora_alpha"], tuple(names), config["lora_dropout"])
+    parameters = plain_parameters(model)
+    with torch.no_grad():
+        for name in names:
+            layer = model.get_submodule(name)
+            layer.alpha = config["lora_alpha"]
+            layer.lora_A.copy_(tensors[f"{peft_key(name)}.lora_A.weight"])
+            layer.lora_B.copy_(tensors[f"{peft_key(name)}.lora_B.weight"])
+        for name in extras:
+            parameters[name].copy_(tensors[peft_key(name)])
+            parameters[name].requires_grad_(True)
+    return model
+
+
+def match_names(model, present, tensors, rank, path):
+    """The names of the layers and of the further parameters in an adapter, all shapes checked against the model's."""
+    linears = present or {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    shapes, names = {}, []
+    for name, module in linears.items():
+        if present or f"{peft_key(name)}.lora_A.weight" in tensors:
+            linear = module.linear if present else module
+            names.append(name)
+            shapes[f"{peft_key(name)}.lora_A.weight"] = (module.rank if present else rank, linear.in_features)
+            shapes[f"{peft_key(name)}.lora_B.weight"] = (linear.out_features, module.rank if present else rank)
+    extras = [name for name in plain_parameters(model) if peft_key(name) in tensors]
+    shapes |= {peft_key(name): tuple(plain_parameters(model)[name].shape) for name in extras}
+    missing, unexpected = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
+    if missing or unexpected or not names:
+        raise MiniftError(f"{path} does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]} "
+                          f"({len(missing)} and {len(unexpected)} in all)")
+    for key, shape in shapes.items():
+        if tuple(tensors[key].shape) != shape:
+            raise MiniftError(f"{path} was made for another model or rank: {key} is {tuple(tensors[key].shape)}, "
+                              f"expected {shape}")
+    return names, extras

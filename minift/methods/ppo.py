@@ -1,0 +1,377 @@
+"""Proximal policy optimization: the policy writes, a reward scores, and KL to a reference keeps it honest.
+
+Schulman et al. 2017, "Proximal Policy Optimization", eq. 7 (policy_loss); Schulman et al. 2016, "Generalized Advantage
+Estimation", eq. 16 (gae); Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", eq. 2
+(token_rewards) and section 2.2 (AdaptiveKL). Left out: one network for both policy and values, stopping an update
+early, several processes.
+"""
+
+import hashlib
+import time
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+
+import torch
+from torch import nn
+
+from minift.core import logprobs as lp
+from minift.core.generate import generate
+from minift.core.resume import CtrlC, TrainingState, check_writable
+from minift.core.step import make_optimizer, take_step
+from minift.core.train import tqdm
+from minift.errors import MiniftError
+
+# ---- the formulas, on (B, T-1) tensors; response_mask is already cut to [:, 1:] ----
+
+
+def token_rewards(scores, logprobs, ref_logprobs, response_mask, beta):
+    """-beta * (log p - log p_ref) at each response token, plus the row's score at its last one; 0 elsewhere.
+
+    scores: (B,). The others: (B, T-1). A row sums to score - beta * (k1 estimate of the row's KL).
+    Returns (B, T-1). Raises MiniftError when a row has no response token: its score would have no place.
+    """
+    mask = response_mask.bool()
+    empty = (~mask.any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise MiniftError(f"the response of row {empty[0]} is empty, so its score has no place; drop the row")
+    kl = torch.where(mask, logprobs - ref_logprobs, 0.0)                                        # (B, T-1)
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1, keepdim=True)     # (B, 1)
+    return (-beta * kl).scatter_add(1, last, scores.to(kl.dtype).unsqueeze(1))                  # (B, T-1)
+
+
+def gae(rewards, values, response_mask, gamma=1.0, lam=0.95):
+    """A_t = sum_k (gamma * lam)^k delta_{t+k}, with delta_t = r_t + gamma * V_{t+1} - V_t, and V = 0 after the end.
+
+    rewards, values, response_mask: (B, T-1); values[:, t] was read before the token that earned rewards[:, t].
+    Returns (advantages, returns), returns = advantages + values; both 0 outside the response, whatever stood there.
+    """
+    for name, value in (("gamma", gamma), ("lam", lam)):
+        if not 0 <= value <= 1:
+            raise MiniftError(f"{name} is {value}; it must be between 0 and 1")
+    mask = response_mask.bool()
+    rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
+    advantages = torch.zeros_like(rewards)
+    next_value = next_advantage = torch.zeros_like(rewards[:, 0])                               # (B,)
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]                               # eq. 10
+        next_advantage = torch.where(mask[:, t], delta + gamma * lam * next_advantage, 0.0)     # eq. 16
+        next_value, advantages[:, t] = values[:, t], next_advantage
+    return advantages, advantages + values
+
+
+def policy_loss(logprobs, old_logprobs, advantages, response_mask, clip_range=0.2):
+    """-min(ratio * A, clip(ratio, 1 - clip_range, 1 + clip_range) * A), the mean over response tokens.
+
+    All (B, T-1); ratio = new / old probability; only logprobs carry a gradient. Returns (loss, metrics):
+    clip_fraction, the share of tokens where the clipped term is the one that counts (so in TRL; CleanRL counts every
+    |ratio - 1| > clip_range); approx_kl, the k3 estimate of KL(old || new) a token; ratio, its mean; ratio_error, the
+    largest |ratio - 1|.
+    """
+    if not clip_range > 0:
+        raise MiniftError(f"clip_range is {clip_range}; it must be above 0")
+    mask = response_mask.bool()
+    log_ratio = torch.where(mask, logprobs - old_logprobs.detach(), 0.0)
+    advantages = torch.where(mask, advantages.detach(), 0.0)
+    ratio = log_ratio.exp()                                                                     # (B, T-1)
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    loss = lp.masked_mean(torch.maximum(unclipped, clipped), mask)                              # eq. 7
+    with torch.no_grad():
+        metrics = {
+            "clip_fraction": lp.masked_mean((clipped > unclipped).to(ratio.dtype), mask).item(),
+            "approx_kl": lp.masked_mean(lp.kl_estimate(-log_ratio, torch.zeros_like(ratio), "k3"), mask).item(),
+            "ratio": lp.masked_mean(ratio, mask).item(),
+            "ratio_error": (ratio - 1).abs().max().item(),
+        }
+    return loss, metrics
+
+
+def value_loss(values, old_values, returns, response_mask, value_clip_range=0.2):
+    """Half the mean, over response tokens, of the larger square error: values', or that of values kept near the old.
+
+    All (B, T-1); only values carry a gradient. old_values: the rollout's. value_clip_range: how near; None: no limit.
+    """
+    mask = response_mask.bool()
+    values, old_values, returns = (torch.where(mask, x, 0.0) for x in (values, old_values.detach(), returns.detach()))
+    squares = (values - returns).square()                                                       # (B, T-1)
+    if value_clip_range is not None:
+        if not value_clip_range > 0:
+            raise MiniftError(f"value_clip_range is {value_clip_range}; it must be above 0, or None for no clipping")
+        clipped = old_values + (values - old_values).clamp(-value_clip_range, value_clip_range)
+        squares = torch.maximum(squares, (clipped - returns).square())
+    return 0.5 * lp.masked_mean(squares, mask)
+
+
+def explained_variance(values, returns, response_mask=None):
+    """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for one that knows only the mean.
+
+    Tensors of one shape; the mask chooses what counts. A float, or None when the returns do not vary.
+    """
+    if response_mask is not None:
+        values, returns = values[response_mask.bool()], returns[response_mask.bool()]
+    if returns.numel() == 0 or returns.max() == returns.min():
+        return None
+    return (1 - (returns - values).var(unbiased=False) / returns.var(unbiased=False)).item()
+
+
+class AdaptiveKL:
+    """Turns beta up while the measured KL is above `target` (nats a response), down while below; horizon: responses."""
+
+    def __init__(self, beta, target, horizon):
+        self.beta, self.target, self.horizon = beta, target, horizon
+
+    def update(self, kl, n):
+        """beta *= 1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon, after n responses of mean `kl`. Returns beta."""
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        self.beta *= 1 + error * n / self.horizon
+        return self.beta
+
+
+@torch.no_grad()
+def zero_head(value_model):
+    """Set the score head of a TokenScorer to 0, so that each first value is exactly 0. Returns the model."""
+    value_model.score.weight.zero_()
+    value_model.score.bias.zero_()
+    return value_model
+
+
+# ---- the loop ----
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """The settings of a PPO run. Checks itself: MiniftError on an impossible one."""
+
+    beta: float = 0.1                       # price of a nat of KL to the reference, in units of reward; 0: free
+    target_kl: float | None = None          # nats a response, to which AdaptiveKL steers by beta; None: beta stays
+    kl_horizon: int = 10_000                # responses over which AdaptiveKL reacts
+    gamma: float = 1.0                      # discount of a reward, per token
+    lam: float = 0.95                       # GAE's decay, per token: 1 trusts rewards alone, 0 the next value alone
+    clip_range: float = 0.2                 # how far a ratio may move from 1 before its token stops counting
+    value_clip_range: float | None = 0.2    # how far a value may move from the rollout's; None: freely
+    value_coef: float = 0.1                 # weight of the value loss
+    entropy_coef: float = 0.0               # weight of the entropy bonus, per nat
+    epochs: int = 4                         # passes over each rollout
+    minibatch_size: int = 16                # responses in one optimizer step
+    lr: float = 1e-4                        # learning rate at first; falls linearly to 0, once an iteration
+    clip: float | None = 1.0                # largest gradient norm; None: no clipping
+    temperature: float = 1.0                # divides the logits in sampling and update; give the reference the same
+    max_new_tokens: int = 32                # longest response, in tokens
+    missing_eos_penalty: float = 0.0        # taken off the score of a response that was cut before its end token
+    whiten_rewards: bool = False            # divide the token rewards by their standard deviation; their mean stays
+
+    def __post_init__(self):
+        def check(names, holds, expected):
+            for name in names.split():
+                value, optional = getattr(self, name), types[name] == float | None
+                if not (optional if value is None else holds(value)):
+                    raise MiniftError(f"{name} is {value!r}; expected {expected}")
+        types = {field.name: field.type for field in fields(self)}
+        check("clip_range value_clip_range lr clip temperature target_kl kl_horizon", lambda x: x > 0, "more than 0")
+        check("beta value_coef entropy_coef missing_eos_penalty", lambda x: x >= 0, "0 or more")
+        check("gamma lam", lambda x: 0 <= x <= 1, "between 0 and 1")
+        check("epochs minibatch_size max_new_tokens", lambda x: type(x) is int and x > 0, "a whole number above 0")
+
+
+def train_ppo(policy, reference, value_model, reward_fn, prompts, config, *, iterations, batch_size, eos_id, pad_id,
+              seed=0, on_iteration=None, state_path=None, save_every=1, resume=False, progress=True):
+    """Train `policy` (a LanguageModel) and `value_model` (a TokenScorer with its own body). Returns the history.
+
+    reference: callable (input_ids, attention_mask) -> logprobs (B, T-1): make_reference(model, config.temperature).
+    reward_fn(generation) -> (B,) scores. prompts: lists of ids; each iteration takes the next batch_size of them from a
+    seeded shuffle. eos_id=None: all responses have max_new_tokens. on_iteration(row) sees each row of the history.
+    state_path: the training state, written every `save_every` iterations, after the last and at Ctrl-C; resume=True
+    goes on from it. Raises MiniftError as soon as the run could not mean what it says (the _refuse functions).
+    """
+    _refuse_settings(policy, reference, value_model, prompts, iterations, batch_size)
+    models, device = nn.ModuleList([policy, value_model]), next(policy.parameters()).device
+    optimizer = make_optimizer(models, lr=config.lr, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-5)
+    settings = {**asdict(config), "iterations": iterations, "batch_size": batch_size, "seed": seed}
+    state = TrainingState(models, optimizer, (), device, settings)
+    if resume:
+        state.load(state_path)
+    if state_path:
+        check_writable(state_path)
+    beta, start = state.history[-1]["next_beta"] if state.history else config.beta, state.step
+    controller = AdaptiveKL(beta, config.target_kl, config.kl_horizon)
+    bar = tqdm(total=iterations, initial=start, desc="ppo", disable=not progress)
+
+    with lp.eval_mode(models), CtrlC() as ctrl_c, bar:     # no dropout: the ratio must be 1 before the first update
+        while state.step < iterations:
+            # 1. Rollout: the policy writes. What the sampler says about its tokens are the old log-probs.
+            clock = [time.perf_counter()]
+            input_ids, attention_mask = left_pad(draw_prompts(prompts, batch_size, state.step, seed), pad_id, device)
+            generation = generate(policy, input_ids, attention_mask, max_new_tokens=config.max_new_tokens,
+                                  temperature=config.temperature, eos_id=eos_id, pad_id=pad_id,
+                                  generator=_generator(device, seed, "sample", state.step))
+            input_ids, attention_mask = generation.input_ids, generation.attention_mask         # (B, T)
+            mask, old_logprobs = generation.response_mask[:, 1:], generation.logprobs           # (B, T-1)
+            clock.append(time.perf_counter())
+            with torch.no_grad():
+                # 2. Score each response; one without an end pays for it, once.
+                scores = _check_scores(reward_fn(generation), batch_size).to(old_logprobs)      # (B,)
+                ended = _ended(generation, eos_id)                                              # (B,)
+                paid = scores - config.missing_eos_penalty * (~ended).to(scores.dtype)
+
+                # 3. Reward each token: it pays for leaving the reference, the last one earns the score.
+                ref_logprobs = _check_reference(reference(input_ids, attention_mask), old_logprobs)
+                rewards = token_rewards(paid, old_logprobs, ref_logprobs, mask, controller.beta)
+                if config.whiten_rewards:
+                    rewards = lp.masked_whiten(rewards, mask, keep_mean=True)
+
+                # 4. Credit each token: how much better than expected did it go from there?
+                values = value_model(input_ids, attention_mask)[:, :-1]                         # (B, T-1)
+                advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
+                rollout = {"input_ids": input_ids, "attention_mask": attention_mask, "response_mask": mask,
+                           "old_logprobs": old_logprobs, "old_values": values, "returns": returns,
+                           "advantages": lp.masked_whiten(advantages, mask)}
+            clock.append(time.perf_counter())
+
+            # 5. Update on shuffled minibatches; each response is used once an epoch.
+            _refuse_dropout(models)
+            lr, updates = config.lr * (1 - state.step / iterations), []
+            shuffle = _generator("cpu", seed, "shuffle", state.step)
+            for _ in range(config.epochs):
+                for rows in torch.randperm(batch_size, generator=shuffle).split(config.minibatch_size):
+                    minibatch = {name: x[rows.to(device)] for name, x in rollout.items()}
+                    loss_fn = partial(ppo_loss, policy, value_model, config=config, untouched=not updates)
+                    updates.append(take_step(optimizer, [minibatch], loss_fn, lr=lr, clip=config.clip))
+                    if state.step == start and len(updates) == 1:
+                        _refuse_moving(reference, input_ids, attention_mask, ref_logprobs)
+            clock.append(time.perf_counter())
+
+            # 6. Log, steer beta, save.
+            row = {"iteration": state.step + 1, "beta": controller.beta, "seconds_rollout": clock[1] - clock[0],
+                   "seconds_scoring": clock[2] - clock[1], "seconds_update": clock[3] - clock[2],
+                   **_rollout_metrics(rollout, scores, ref_logprobs, ended), **_mean_metrics(updates)}
+            row["next_beta"] = controller.update(row["kl"], batch_size) if config.target_kl else controller.beta
+            state.history.append(row)
+            state.step += 1
+            stop = ctrl_c.asked
+            if state_path and (stop or state.step == iterations or (save_every and state.step % save_every == 0)):
+                state.save(state_path)
+            bar.update()
+            bar.set_postfix(score=f"{row['score']:.3f}", kl=f"{row['kl']:.3f}")
+            if on_iteration is not None:
+                on_iteration(row)
+            if stop:
+                raise KeyboardInterrupt(f"stopped after iteration {state.step} of {iterations}")
+    return state.history
+
+
+def ppo_loss(policy, value_model, batch, config, untouched=False):
+    """policy_loss + value_coef * value_loss - entropy_coef * entropy, on rows of a rollout -> (loss, metrics).
+
+    untouched: the policy is still the one that wrote the rollout, so each ratio must be 1 (else a MiniftError).
+    """
+    input_ids, attention_mask, mask = batch["input_ids"], batch["attention_mask"], batch["response_mask"]
+    hidden = policy.body(input_ids, attention_mask)                                             # (B, T, D)
+    logprobs = lp.response_logprobs(hidden, policy.head, input_ids, mask, config.temperature)   # (B, T-1)
+    values = value_model(input_ids, attention_mask)[:, :-1]                                     # (B, T-1)
+    loss, metrics = policy_loss(logprobs, batch["old_logprobs"], batch["advantages"], mask, config.clip_range)
+    if untouched and not metrics["ratio_error"] <= 1e-3:
+        raise MiniftError(f"before the first update a ratio is {metrics['ratio_error']:.2g} away from 1: sampling and "
+                          "update see different policies (check dropout, temperature, padding and precision)")
+    value_part = value_loss(values, batch["old_values"], batch["returns"], mask, config.value_clip_range)
+    metrics |= {"policy_loss": loss.item(), "value_loss": value_part.item(), "n_tokens": int(mask.sum())}
+    loss = loss + config.value_coef * value_part
+    if config.entropy_coef:
+        loss = loss - config.entropy_coef * lp.entropy(policy.head(hidden[:, :-1][mask]) / config.temperature).mean()
+    return loss, metrics
+
+
+# ---- the loop's parts ----
+
+
+def left_pad(prompts, pad_id, device=None):
+    """Lists of ids -> input_ids and attention_mask, both (B, T), the last column real in each row."""
+    gaps = [max(len(prompt) for prompt in prompts) - len(prompt) for prompt in prompts]
+    input_ids = [[pad_id] * gap + list(prompt) for gap, prompt in zip(gaps, prompts)]
+    real = [[False] * gap + [True] * len(prompt) for gap, prompt in zip(gaps, prompts)]
+    return torch.tensor(input_ids, device=device), torch.tensor(real, device=device)
+
+
+def draw_prompts(prompts, batch_size, iteration, seed):
+    """The next batch_size prompts of a stream that goes through all of them again and again, each time reshuffled."""
+    n, first = len(prompts), iteration * batch_size
+    passes = range(first // n, (first + batch_size - 1) // n + 1)
+    order = torch.cat([torch.randperm(n, generator=_generator("cpu", seed, "prompts", number)) for number in passes])
+    skip = first - passes[0] * n
+    return [prompts[i] for i in order[skip:skip + batch_size].tolist()]
+
+
+def _generator(device, *key):
+    """Random numbers that depend on the key alone: an iteration draws the same ones, resumed or not."""
+    digest = hashlib.sha256(repr(key).encode("utf-8")).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _ended(generation, eos_id):
+    """(B,) bool: did the response write the end token?"""
+    if eos_id is None:
+        return torch.zeros_like(generation.response_mask[:, 0])
+    return ((generation.input_ids == eos_id) & generation.response_mask).any(1)
+
+
+def _rollout_metrics(rollout, scores, ref_logprobs, ended):
+    """What the rollout says of the policy that wrote it. KL: nats, summed over a response, the mean over responses."""
+    mask, logprobs = rollout["response_mask"], rollout["old_logprobs"]
+    return {
+        "score": scores.mean().item(),
+        "score_std": scores.std(unbiased=False).item(),
+        "kl": lp.masked_sum(lp.kl_estimate(logprobs, ref_logprobs, "k1"), mask, 1).mean().item(),
+        "kl_k3": lp.masked_sum(lp.kl_estimate(logprobs, ref_logprobs, "k3"), mask, 1).mean().item(),
+        "entropy": -lp.masked_mean(logprobs, mask).item(),    # nats a token; -log p of what was sampled is unbiased
+        "response_length": mask.sum(1).float().mean().item(),
+        "eos_share": ended.float().mean().item(),
+        "explained_variance": explained_variance(rollout["old_values"], rollout["returns"], mask),
+    }
+
+
+def _mean_metrics(updates):
+    """The means over an iteration's updates; of ratio_error the largest."""
+    means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0] if name != "n_tokens"}
+    return means | {"ratio_error": max(update["ratio_error"] for update in updates)}
+
+
+def _check_scores(scores, batch_size):
+    scores = torch.as_tensor(scores).detach()
+    if scores.shape != (batch_size,):
+        raise MiniftError(f"reward_fn returned shape {tuple(scores.shape)}; expected ({batch_size},), one score each")
+    bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
+    if bad:
+        raise MiniftError(f"the score of row {bad[0]} is {scores[bad[0]].item()}; reward_fn must return finite numbers")
+    return scores
+
+
+def _check_reference(ref_logprobs, old_logprobs):
+    if ref_logprobs.shape != old_logprobs.shape:
+        raise MiniftError(f"reference returned shape {tuple(ref_logprobs.shape)}; expected log-probs of shape "
+                          f"{tuple(old_logprobs.shape)}: wrap a model with make_reference(model)")
+    return ref_logprobs
+
+
+def _refuse_settings(policy, reference, value_model, prompts, iterations, batch_size):
+    if reference is policy or getattr(reference, "model", None) is policy:
+        raise MiniftError("the reference is the policy itself, so that the KL is always 0; give it a copy")
+    if value_model.body is policy.body:
+        raise MiniftError("policy and value model share one body; give the value model copy.deepcopy(policy.body)")
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise MiniftError("prompts must be a list of lists of ids, with at least one id in each")
+    if iterations < 1 or batch_size < 1:
+        raise MiniftError(f"iterations is {iterations} and batch_size {batch_size}; both must be at least 1")
+
+
+def _refuse_dropout(models):
+    if any(module.training for module in models.modules()):
+        raise MiniftError("the policy or the value model was put into training mode during PPO, where dropout changes "
+                          "the ratio; reward_fn and on_iteration must leave both in eval mode")
+
+
+def _refuse_moving(reference, input_ids, attention_mask, before):
+    """After the first update the reference must say, to the last bit, what it said before."""
+    with torch.no_grad():
+        after = reference(input_ids, attention_mask)
+    if not torch.equal(before, after):
+        raise MiniftError("the reference changed with the first update: it shares weights with the policy (give it a "
+                          "deep copy, or switch the adapter off for it), or its dropout is active")

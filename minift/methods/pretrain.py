@@ -1,0 +1,104 @@
+"""Pre-training: predict the next token of plain text; continued: do it on a new domain, and keep the old one.
+
+Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", eq. 1: maximise the sum of
+log p(token | the tokens before it). Replay: Ibrahim et al. 2024, "Simple and Scalable Strategies to Continually
+Pre-train Large Language Models", section 3: a share of old text among the new, and a warmed-up learning rate.
+Left out: endless schedules.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from minift.core.logprobs import response_logprobs
+from minift.errors import MiniftError
+
+IGNORE_INDEX = -100
+PAD_VALUES = {"labels": IGNORE_INDEX, "segment_ids": -1}    # all else is padded with 0
+
+
+def make_pretrain_loss(model):
+    """-log p(next token), nats, the mean over the labels that are not -100; returns loss_fn(batch) for `train`.
+
+    batch: input_ids (B, T), labels (B, T), equal to them or -100 (left out: every token is learned), and where given
+    attention_mask, position_ids, segment_ids. The first token has nothing before it, so it is never learned.
+    """
+    def loss_fn(batch):
+        input_ids = batch["input_ids"]
+        labels = batch.get("labels", input_ids)
+        hidden = model.body(input_ids, batch.get("attention_mask"), batch.get("position_ids"), batch.get("segment_ids"))
+        learned = labels != IGNORE_INDEX                                     # (B, T)
+        targets = labels.masked_fill(~learned, 0)                            # (B, T)
+        logprobs = response_logprobs(hidden, model.head, targets, learned)   # (B, T-1), 0 where nothing is learned
+        n_tokens = int(learned[:, 1:].sum())
+        return -logprobs.sum() / max(n_tokens, 1), {"n_tokens": n_tokens}
+    return loss_fn
+
+
+def replay(new, old, share, seed=0):
+    """Batches of `new` in which about `share` of the rows are exchanged for rows of `old`: a re-iterable for `train`.
+
+    new, old: re-iterables of dicts of tensors. An epoch is as long as that of `new`; `old` starts again at its end.
+    share: in [0, 1). Which rows go and which come is drawn from (seed, epoch). Raises MiniftError for another share.
+    """
+    if not 0 <= share < 1:
+        raise MiniftError(f"share is the part of old rows in a batch, at least 0 and below 1; got {share}")
+    return Replay(new, old, share, seed)
+
+
+class Replay:
+    """What replay() returns; `epoch` counts the passes that were started, for the two sources as well."""
+
+    def __init__(self, new, old, share, seed):
+        self.new, self.old, self.share, self.seed, self._epoch = new, old, share, seed, 0
+
+    @property
+    def epoch(self):
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch):
+        self._epoch = epoch
+        for source in (self.new, self.old):
+            if hasattr(source, "epoch"):
+                source.epoch = epoch
+
+    def __len__(self):
+        return len(self.new)
+
+    def __iter__(self):
+        self.epoch = self._epoch                     # the sources too: each epoch is a function of its number alone
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self._epoch)
+        self._epoch += 1
+        return self._mix(iter(self.new), generator)
+
+    def _mix(self, new, generator):
+        old = iter(())
+        for new_batch in new:
+            old_batch = next(old, None)
+            if old_batch is None:                    # the first batch, or the old text has run out
+                old = iter(self.old)
+                old_batch = next(old, None)
+            if old_batch is None:
+                raise MiniftError("there is nothing to replay: the old dataset is empty")
+            yield self._exchange(new_batch, old_batch, generator)
+
+    def _exchange(self, new_batch, old_batch, generator):
+        n_new, n_old = len(new_batch["input_ids"]), len(old_batch["input_ids"])
+        chance = torch.rand((), generator=generator).item()
+        n_exchanged = min(int(self.share * n_new + chance), n_old)       # share * n_new on average, rounded at random
+        keep = torch.randperm(n_new, generator=generator)[n_exchanged:]
+        take = torch.randperm(n_old, generator=generator)[:n_exchanged]
+        return join_rows({name: x[keep] for name, x in new_batch.items()},
+                         {name: x[take] for name, x in old_batch.items()})
+
+
+def join_rows(first, second):
+    """One batch of the rows of two, the shorter rows padded on the right; both must have the same entries."""
+    if first.keys() != second.keys():
+        raise MiniftError(f"cannot mix batches with entries {sorted(first)} and {sorted(second)}; make both alike")
+    joined = {}
+    for name in first:
+        length = max(first[name].shape[1], second[name].shape[1])
+        rows = [F.pad(x, (0, length - x.shape[1]), value=PAD_VALUES.get(name, 0)) for x in (first[name], second[name])]
+        joined[name] = torch.cat(rows)               # (B, T)
+    return joined

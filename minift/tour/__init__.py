@@ -1,0 +1,162 @@
+"""The main job: one model goes through every kind of fine-tuning, end to end, on the embedded world.
+
+Nine stages, each a function `stage(tour) -> Result` that trains for real, evaluates on held-out data and saves what the
+next ones need. The closing table, the pictures, every checkpoint and report.html go to one folder.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from minift import report, show
+from minift.core.files import write_json
+from minift.errors import MiniftError
+from minift.tour import adapt, align, instruct
+from minift.tour.common import Clock, Result, Settings, Tour, quick
+
+# name -> (stage, what the reader sees, seconds that it may take on two CPU cores, stages whose results it needs)
+STAGES = {
+    "base": (adapt.base, "1. The pretrained base", 5, ()),
+    "continued": (adapt.continued, "2. Continued pre-training, with and without replay", 60, ()),
+    "lora": (adapt.low_rank, "3. LoRA against full fine-tuning", 35, ("continued",)),
+    "sft": (instruct.sft, "4. Instruction tuning (SFT)", 60, ()),
+    "preferences": (align.preferences, "5. Human preferences, simulated", 20, ("sft",)),
+    "reward": (align.reward, "6. The reward model", 30, ("preferences",)),
+    "ppo": (align.ppo, "7. RLHF with PPO", 85, ("reward",)),
+    "dpo": (align.dpo, "8. Direct preference optimization", 40, ("preferences",)),
+    "comparison": (align.compare, "9. Side by side", 15, ("ppo", "dpo")),
+}
+COLUMNS = ("stage", "measure", "before", "after", "seconds", "budget")
+
+
+def run(out="runs/tour", seed=0, seeds=None, stages=None, quick=False, resume=False):
+    """The tour for one seed, or for several (seeds=[0, 1, 2]) with mean and spread; returns the measures of each seed.
+
+    stages: names of STAGES to run, None for all; earlier ones must lie in `out` already. quick: a rehearsal of a minute.
+    resume: keep the stages that are finished in `out`. Raises MiniftError for an unknown stage or a folder in use.
+    """
+    stages = check_stages(stages)
+    if seeds is None:
+        return [run_seed(Path(out), seed, stages, quick, resume)]
+    found = [run_seed(Path(out) / f"seed-{one}", one, stages, quick, resume) for one in seeds]
+    spread = summary(found)
+    write_json(Path(out) / "seeds.json", {"seeds": list(seeds), "quick": quick, "summary": spread, "runs": found})
+    draw_seeds(Path(out) / "seeds.png", spread)
+    print(f"\nMean and standard deviation over seeds {', '.join(map(str, seeds))}:\n")
+    print(report.table_text([{"measure": name, **row} for name, row in spread.items()], ("measure", "mean", "std", "min", "max")))
+    return found
+
+
+def check_stages(stages):
+    """The names of the stages to run, in order; MiniftError for one that does not exist."""
+    unknown = [name for name in stages or () if name not in STAGES]
+    if unknown:
+        raise MiniftError(f"no stage is called {unknown[0]!r}; the stages are {', '.join(STAGES)}")
+    return [name for name in STAGES if not stages or name in stages]
+
+
+def run_seed(out, seed, stages, is_quick, resume):
+    """All stages for one seed; returns the measures by stage."""
+    tour = Tour(out, seed, quick() if is_quick else Settings())
+    prepare(tour, stages, resume)
+    clock = Clock()
+    for name in stages:
+        if name not in tour.results:
+            run_stage(tour, name)
+    rows = table(tour)
+    write_json(out / "results.json", {"seed": seed, "quick": is_quick, "settings": vars(tour.settings),
+                                      "stages": {name: vars(result) for name, result in plain(tour).items()}})
+    draw_overview(tour)
+    write(tour, rows)
+    print("\n" + report.table_text(rows, COLUMNS))
+    print(f"\n{clock():.0f} s in all. Everything is in {out}; open {out / 'report.html'}.")
+    return {name: result.measures for name, result in tour.results.items()}
+
+
+def prepare(tour, stages, resume):
+    """Make the folder; load the results of stages that are done; refuse a folder in use and stages without their past."""
+    done = {name: tour.out / "stages" / f"{name}.json" for name in STAGES}
+    present = [name for name, path in done.items() if path.exists()]
+    if present and not resume and len(stages) == len(STAGES):
+        shutil.rmtree(tour.out / "stages")      # a whole new tour replaces the old one
+        present = []
+    tour.results = {name: Result.load(done[name]) for name in present if resume or name not in stages}
+    for name in stages:
+        missing = [need for need in STAGES[name][3] if need not in tour.results and need not in stages]
+        if missing:
+            raise MiniftError(f"stage {name!r} needs {missing[0]!r}, which is not in {tour.out}; add it to --stages")
+    (tour.out / "pictures").mkdir(parents=True, exist_ok=True)
+
+
+def run_stage(tour, name):
+    """Run one stage, say what happened, and keep its result on disk."""
+    stage, title, budget, _ = STAGES[name]
+    print(f"\n{title}", file=sys.stderr, flush=True)
+    clock = Clock()
+    result = stage(tour)
+    result.seconds = clock()
+    print(f"{title}: {result.sentence} ({result.seconds:.0f} s of {budget} s)", flush=True)
+    result.save(tour.out / "stages" / f"{name}.json")
+    tour.results[name] = Result.load(tour.out / "stages" / f"{name}.json")
+
+
+def table(tour):
+    """The closing table: a row a stage."""
+    return [{"stage": STAGES[name][1], **result.row, "seconds": round(result.seconds), "budget": STAGES[name][2]}
+            for name, result in ordered(tour)]
+
+
+def ordered(tour):
+    return [(name, tour.results[name]) for name in STAGES if name in tour.results]
+
+
+def plain(tour):
+    """Results with paths relative to the run's folder, so that the folder can be moved."""
+    return dict(ordered(tour))
+
+
+def write(tour, rows):
+    """report.html: the overview, the table, and a section a stage."""
+    sections = [report.Section(STAGES[name][1], result.sentence, result.rows or None, result.texts, result.pictures)
+                for name, result in ordered(tour)]
+    overview = report.Section("Overview", "The journey in one picture.", None, [], [tour.picture("overview")])
+    report.write_report(tour.out / "report.html", "minift: the tour",
+                        f"One model through every kind of fine-tuning, seed {tour.seed}.", [overview, *sections], rows)
+
+
+def draw_overview(tour):
+    """One picture: what each stage changed, before and after, each on its own scale."""
+    rows = [(STAGES[name][1].split(". ")[1], result.row) for name, result in ordered(tour)]
+    fig, axes = show.figure(1, len(rows), width=2.2 * len(rows), height=3.2)
+    for axis, (title, row) in zip(axes, rows):
+        show.bars(axis, ["before", "after"], [row["before"], row["after"]], ylabel=row["measure"], title=title)
+    show.save(fig, tour.picture("overview"))
+
+
+def summary(found):
+    """measure -> mean, std, min, max over the seeds."""
+    values = {}
+    for one in found:
+        for measures in one.values():
+            for name, value in measures.items():
+                values.setdefault(name, []).append(value)
+    return {name: spread(numbers) for name, numbers in values.items()}
+
+
+def spread(numbers):
+    """Mean, sample standard deviation (0 for one number), least and greatest."""
+    mean = sum(numbers) / len(numbers)
+    std = (sum((x - mean) ** 2 for x in numbers) / max(len(numbers) - 1, 1)) ** 0.5
+    return {"mean": mean, "std": std, "min": min(numbers), "max": max(numbers)}
+
+
+def draw_seeds(path, spread_of):
+    """The measures by which the tour is judged: mean and spread over seeds."""
+    shares = ("lora_share_of_gain", "exact_match", "reward_accuracy_gold", "win_rate_ppo", "win_rate_dpo")
+    golds, kls = ("gold_sft", "gold_ppo", "gold_dpo"), ("kl_ppo", "kl_dpo")
+    fig, axes = show.figure(1, 3, width=12)
+    for axis, names, label in zip(axes, (shares, golds, kls), ("share", "gold score (0 to 10)", "KL to SFT (nats a response)")):
+        names = [name for name in names if name in spread_of]
+        show.bars(axis, [name.replace("_", " ") for name in names], [spread_of[name]["mean"] for name in names],
+                  [spread_of[name]["std"] for name in names], ylabel=label)
+    show.save(fig, path)

@@ -1,0 +1,156 @@
+"""Stages 1 to 3: the base, continued pre-training with and without replay, LoRA against full fine-tuning."""
+
+import time
+
+import torch
+
+from minift import show
+from minift.core.checkpoint import load_model, save_model
+from minift.core.generate import generate
+from minift.core.train import train
+from minift.datasets.batches import Windows
+from minift.datasets.corpus import documents, stories
+from minift.datasets.domains import domain_texts
+from minift.evaluation.metrics import perplexity
+from minift.methods import lora
+from minift.methods.pretrain import make_pretrain_loss, replay
+from minift.recipes import join
+from minift.tour.common import Result, read_history, text_loss
+
+DOMAIN = "notices"
+
+
+def base(tour):
+    """1. What the pretrained decoder writes, and how well it predicts stories that it has not read."""
+    model, tokenizer = tour.load("base")
+    loss = text_loss(model, tokenizer, stories(tour.settings.n_valid, tour.seed, "test"))
+    prompt = torch.tensor([tokenizer.encode("One sunny morning")] * 3)
+    generator = torch.Generator().manual_seed(tour.seed)
+    out = generate(model, prompt, max_new_tokens=90, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, generator=generator)
+    samples = [tokenizer.decode(ids[mask], skip_special=True) for ids, mask in zip(out.input_ids, out.attention_mask)]
+    fig, axes = show.figure()
+    log = read_history(tour.base / "log.jsonl")
+    show.curves(axes, {"training loss": ([r["step"] for r in log], [r["loss"] for r in log]),
+                       "held-out stories": ([r["step"] for r in log if "valid_stories_loss" in r],
+                                            [r["valid_stories_loss"] for r in log if "valid_stories_loss" in r])},
+                xlabel="step of pre-training", ylabel="loss (nats per token)", title="How the base was made")
+    show.save(fig, tour.picture("base"))
+    n = sum(p.numel() for p in model.parameters())
+    return Result(
+        f"The pretrained base ({n:,} parameters) predicts unread stories at a perplexity of {perplexity(loss, 1):.2f}.",
+        {"base_perplexity": perplexity(loss, 1)},
+        {"measure": "perplexity of stories", "before": tokenizer.vocab_size, "after": perplexity(loss, 1)},
+        texts=[(f"sample {i + 1}", text) for i, text in enumerate(samples)], pictures=[tour.picture("base")])
+
+
+def domain_windows(tour, tokenizer, texts, seed):
+    """Windows of the context's length over the joined texts."""
+    return Windows(join(tokenizer, texts), 256, tour.settings.window_batch, seed)
+
+
+def adapt(tour, model, tokenizer, windows, lr, name):
+    """Train on windows; returns the history of both domains' losses: steps, new, old."""
+    valid = {"new": domain_texts(DOMAIN, tour.settings.n_valid, tour.seed, "test"),
+             "old": stories(tour.settings.n_valid, tour.seed, "test")}
+
+    def losses():
+        return {f"{key}_loss": text_loss(model, tokenizer, texts) for key, texts in valid.items()}
+
+    first = {"step": 0, **losses()}
+    steps = tour.settings.domain_steps
+    history = train(model, windows, make_pretrain_loss(model), steps=steps, lr=lr, evaluate=losses,
+                    eval_every=max(1, steps // 6), name=name)
+    return [first] + [row for row in history if "new_loss" in row]
+
+
+def continued(tour):
+    """2. Continued pre-training on the notice board, all parameters, without and with replay of old documents."""
+    s = tour.settings
+    runs = {}
+    for name in ("plain", "replay"):
+        torch.manual_seed(tour.seed)
+        model, tokenizer = tour.load("base")
+        windows = domain_windows(tour, tokenizer, domain_texts(DOMAIN, s.n_domain, tour.seed), tour.seed)
+        if name == "replay":
+            old = domain_windows(tour, tokenizer, documents(s.n_domain, f"replay/{tour.seed}"), tour.seed)
+            windows = replay(windows, old, s.replay_share, tour.seed)
+        runs[name] = adapt(tour, model, tokenizer, windows, s.domain_lr, f"continued, {name}")
+        save_model(model, tokenizer, tour.out / f"continued-{name}")
+    plain, with_replay = runs["plain"], runs["replay"]
+    rise = plain[-1]["old_loss"] - plain[0]["old_loss"]
+    measures = {
+        "new_perplexity_before": perplexity(plain[0]["new_loss"], 1), "new_perplexity": perplexity(plain[-1]["new_loss"], 1),
+        "old_perplexity_before": perplexity(plain[0]["old_loss"], 1), "old_perplexity": perplexity(plain[-1]["old_loss"], 1),
+        "old_perplexity_with_replay": perplexity(with_replay[-1]["old_loss"], 1),
+        "new_perplexity_with_replay": perplexity(with_replay[-1]["new_loss"], 1),
+        "forgetting_with_replay": (with_replay[-1]["old_loss"] - plain[0]["old_loss"]) / rise,
+        "new_loss_before": plain[0]["new_loss"], "new_loss": plain[-1]["new_loss"]}
+    fig, axes = show.figure(1, 2)
+    for axis, key, title in zip(axes, ("new", "old"), ("new domain: notices", "old domain: stories")):
+        show.curves(axis, {label: ([r["step"] for r in run], [perplexity(r[f"{key}_loss"], 1) for r in run])
+                           for label, run in (("new text only", plain), (f"{s.replay_share:.0%} old text replayed", with_replay))},
+                    xlabel="step", ylabel="perplexity (held-out)", title=title, log=True)
+    show.save(fig, tour.picture("continued"))
+    return Result(
+        f"Reading only notices, the model learns them (perplexity {measures['new_perplexity_before']:.0f} to "
+        f"{measures['new_perplexity']:.1f}) and forgets stories ({measures['old_perplexity_before']:.1f} to "
+        f"{measures['old_perplexity']:.1f}); with replay the stories' loss rises by {measures['forgetting_with_replay']:.0%} of that.",
+        measures,
+        {"measure": "perplexity of the new domain", "before": measures["new_perplexity_before"], "after": measures["new_perplexity"]},
+        rows=[{"run": name, "new domain": perplexity(run[-1]["new_loss"], 1), "old domain": perplexity(run[-1]["old_loss"], 1)}
+              for name, run in (("before", plain[:1]), ("new text only", plain), ("with replay", with_replay))],
+        pictures=[tour.picture("continued")])
+
+
+def low_rank(tour):
+    """3. LoRA on the same domain and steps: how much of full fine-tuning's gain, for how few parameters; merging."""
+    s = tour.settings
+    torch.manual_seed(tour.seed)
+    model, tokenizer = tour.load("base")
+    n_all = sum(p.numel() for p in model.parameters())
+    lora.add_lora(model, s.lora_rank, 2 * s.lora_rank)
+    n_lora = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    windows = domain_windows(tour, tokenizer, domain_texts(DOMAIN, s.n_domain, tour.seed), tour.seed)
+    run = adapt(tour, model, tokenizer, windows, s.lora_lr, "lora")
+    full = tour.results["continued"].measures
+    lora.save_adapter(model, tour.out / "lora-adapter", base=str(tour.base))
+    model.eval()
+    ids = windows.batch([0])["input_ids"]
+    with torch.no_grad():
+        apart = model(ids)                                                # (B, T, V)
+        lora.merge_lora(model)
+        difference = ((model(ids) - apart).abs().max() / apart.abs().max()).item()
+    save_model(model, tokenizer, tour.out / "lora-merged")
+    speed = speed_ratio(load_model(tour.out / "lora-merged")[0], tour.load("base")[0], tokenizer)
+    adapter_bytes = (tour.out / "lora-adapter" / "adapter_model.safetensors").stat().st_size
+    gain = (run[0]["new_loss"] - run[-1]["new_loss"]) / (full["new_loss_before"] - full["new_loss"])
+    measures = {"lora_share_trained": n_lora / n_all, "lora_share_of_gain": gain, "lora_adapter_kilobytes": adapter_bytes / 1000,
+                "lora_training_megabytes": 12 * n_lora / 1e6, "full_training_megabytes": 12 * n_all / 1e6,
+                "lora_merge_difference": difference, "lora_merged_time_ratio": speed,
+                "lora_old_perplexity": perplexity(run[-1]["old_loss"], 1)}
+    fig, axes = show.figure(1, 2)
+    show.bars(axes[0], ["base", "LoRA", "full"], [full["new_loss_before"], run[-1]["new_loss"], full["new_loss"]],
+              ylabel="loss on the new domain (nats per token)")
+    show.bars(axes[1], ["LoRA", "full"], [12 * n_lora / 1e6, 12 * n_all / 1e6], ylabel="gradients and AdamW's state (MB)")
+    show.save(fig, tour.picture("lora"))
+    return Result(
+        f"LoRA trains {n_lora / n_all:.1%} of the parameters and gets {gain:.0%} of full fine-tuning's gain; merged, its logits "
+        f"differ by {difference:.0e} of the largest and it generates in {speed:.2f} times the base's time.", measures,
+        {"measure": "share of full fine-tuning's gain", "before": 0.0, "after": gain},
+        rows=[{"method": "full", "trained": n_all, "saved (kB)": 4 * n_all / 1000, "loss, new domain": full["new_loss"]},
+              {"method": "LoRA", "trained": n_lora, "saved (kB)": adapter_bytes / 1000, "loss, new domain": run[-1]["new_loss"]}],
+        pictures=[tour.picture("lora")])
+
+
+def speed_ratio(model, other, tokenizer, repeats=7):
+    """Time of generation with `model` over that with `other`: the median of ratios measured in turn."""
+    prompt = torch.tensor([tokenizer.encode("One sunny morning")] * 8)
+    times = []
+    for _ in range(repeats):
+        pair = []
+        for candidate in (model, other):
+            start = time.perf_counter()
+            generate(candidate, prompt, max_new_tokens=32, eos_id=None, pad_id=tokenizer.pad_id)
+            pair.append(time.perf_counter() - start)
+        times.append(pair[0] / pair[1])
+    return sorted(times)[repeats // 2]

@@ -1,0 +1,150 @@
+"""What the stages of the tour share: where things are, how long a stage may take, and how answers are judged."""
+
+import json
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from minift.core.checkpoint import load_model
+from minift.core.files import read_json, write_json
+from minift.core.logprobs import masked_sum
+from minift.datasets.batches import IGNORE_INDEX, Batches, chunks, collate
+from minift.datasets.rubric import judge
+from minift.errors import MiniftError
+from minift.evaluation.metrics import language_model_nll
+from minift.methods.sft import make_labels
+
+BASE = Path("data/base")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much of everything: the full tour by default; `quick()` only shows that all of it runs."""
+
+    window_batch: int = 16           # windows of 256 tokens in a batch of continued pre-training
+    domain_steps: int = 60           # optimizer steps on the new domain
+    domain_lr: float = 2e-3
+    replay_share: float = 0.3        # of the rows of a batch
+    lora_rank: int = 8
+    lora_lr: float = 2e-2
+    n_domain: int = 400              # documents to train on
+    n_valid: int = 60                # documents of each domain to evaluate on
+    n_instructions: int = 6000
+    sft_steps: int = 180
+    sft_batch: int = 32
+    sft_lr: float = 1.5e-3
+    n_answers: int = 240             # held-out questions
+    n_pairs: int = 640               # prompts with two sampled answers each
+    n_pairs_valid: int = 160
+    reward_epochs: int = 2
+    reward_lr: float = 5e-4
+    ppo_iterations: int = 20
+    ppo_batch: int = 64
+    dpo_epochs: int = 2
+    dpo_lr: float = 3e-4
+    dpo_beta: float = 0.1
+    n_prompts: int = 120             # held-out prompts of the comparison
+    story_tokens: int = 128          # longest story
+
+
+def quick():
+    """Settings under which every stage runs in seconds and none learns much."""
+    return replace(Settings(), domain_steps=6, n_domain=60, n_valid=8, n_instructions=200, sft_steps=6, n_answers=16, n_pairs=24,
+                   n_pairs_valid=8, reward_epochs=1, ppo_iterations=2, ppo_batch=8, dpo_epochs=1, n_prompts=8, story_tokens=96)
+
+
+@dataclass
+class Tour:
+    """One run of the tour: its folder, seed and settings, and what the stages before have found."""
+
+    out: Path
+    seed: int = 0
+    settings: Settings = field(default_factory=Settings)
+    base: Path = BASE
+    results: dict = field(default_factory=dict)     # stage name -> Result
+
+    def load(self, name):
+        """(model, tokenizer) that a stage before has saved under `name`; "base" is the pretrained one."""
+        path = self.base if name == "base" else self.out / name
+        if not path.exists():
+            raise MiniftError(f"the tour needs {path}, which an earlier stage makes; run that stage too, or the whole tour")
+        return load_model(path)
+
+    def picture(self, name):
+        return self.out / "pictures" / f"{name}.png"
+
+
+@dataclass
+class Result:
+    """What a stage found."""
+
+    sentence: str                                   # one plain sentence: what happened
+    measures: dict                                  # name -> number, what the table and the seeds' spread are made of
+    row: dict                                       # the stage's row in the closing table
+    texts: list = field(default_factory=list)       # (label, text): samples
+    rows: list = field(default_factory=list)        # a small table of the stage's own
+    pictures: list = field(default_factory=list)    # paths
+    seconds: float = 0.0
+
+    def save(self, path):
+        write_json(path, {**vars(self), "pictures": [str(picture) for picture in self.pictures]})
+
+    @classmethod
+    def load(cls, path):
+        return cls(**read_json(path))
+
+
+# ---- text and answers ----
+
+
+def text_batches(tokenizer, texts, batch_size=32):
+    """Batches of whole documents, each on its own, for measuring perplexity."""
+    rows = [tokenizer.encode(text) + [tokenizer.eos_id] for text in texts]
+    return Batches([{"input_ids": ids, "labels": ids} for ids in rows], batch_size,
+                   lambda examples: collate(examples, tokenizer.pad_id), shuffle=False)
+
+
+def text_loss(model, tokenizer, texts):
+    """Mean negative log-likelihood of documents, nats a token."""
+    total, count = language_model_nll(model, text_batches(tokenizer, texts))
+    return total / count
+
+
+def story_scores(texts, scenes):
+    """The gold score (0 to 10) of each story."""
+    return [judge(text, scene).score for text, scene in zip(texts, scenes, strict=True)]
+
+
+@torch.no_grad()
+def response_kl(model, reference, answers, pad_id, batch_size=32):
+    """KL(model || reference) of each answer in nats: the sum over its tokens of log p - log p_ref (k1, on the model's samples).
+
+    model, reference: callables (input_ids, attention_mask) -> logprobs (B, T-1), from make_reference.
+    """
+    sums = []
+    for part in chunks(answers, batch_size):
+        rows = [{"input_ids": a.prompt_ids + a.response_ids,
+                 "labels": make_labels(a.prompt_ids + a.response_ids, [False] * len(a.prompt_ids) + [True] * len(a.response_ids))}
+                for a in part]
+        batch = collate(rows, pad_id)
+        gap = model(batch["input_ids"], batch["attention_mask"]) - reference(batch["input_ids"], batch["attention_mask"])
+        sums += masked_sum(gap, batch["labels"][:, 1:] != IGNORE_INDEX, dim=1).tolist()      # (B,)
+    return sums
+
+
+class Clock:
+    """Seconds since it was made."""
+
+    def __init__(self):
+        self.start = time.perf_counter()
+
+    def __call__(self):
+        return time.perf_counter() - self.start
+
+
+def read_history(path):
+    """The rows of a metrics.jsonl or log.jsonl."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+

@@ -1,0 +1,99 @@
+"""The shape of the code itself: imports point down, files are read as UTF-8, nothing unpickles, nothing calls home."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "minift"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# who may import whom, besides errors: a folder (or a module of the top level) -> what it may use
+ALLOWED = {
+    "core": {"core"},
+    "methods": {"core"},
+    "evaluation": {"core"},
+    "datasets": {"core", "datasets", "evaluation.metrics"},
+    "pictures": {"core"},
+    "show": {"core", "pictures"},
+    "report": {"core", "pictures"},
+    "recipes": {"core", "datasets", "evaluation", "methods"},
+    "jobs": {"core", "datasets", "evaluation", "methods", "jobs", "recipes", "show"},
+    "tour": {"core", "datasets", "evaluation", "methods", "tour", "recipes", "show", "report"},
+    "__main__": {"jobs", "tour"},
+}
+
+
+def place(path):
+    """The module's name inside the package: "core.train"."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path):
+    """The names of minift's own modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "minift":
+            inside = node.module.removeprefix("minift").lstrip(".")
+            found |= {f"{inside}.{alias.name}".lstrip(".") for alias in node.names}
+        if isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("minift.") for alias in node.names if alias.name.startswith("minift")}
+    return found
+
+
+def permitted(importer, imported):
+    if imported.split(".")[0] == "errors":
+        return True
+    top = importer.split(".")[0]
+    if top == "methods" and imported.split(".")[0] == "methods":
+        return False
+    return any(imported == name or imported.startswith(name + ".") for name in ALLOWED.get(top, set()))
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if place(path) not in ("", "errors")], ids=place)
+def test_imports_point_down(path):
+    """core <- methods, core <- evaluation <- datasets, and the commands on top of all; methods never import one another."""
+    wrong = sorted(name for name in imports(path) if not permitted(place(path), name))
+    assert not wrong, f"{place(path)} imports {wrong}"
+
+
+def test_the_rule_itself_can_fail():
+    """A loss that imported another method, or a core that imported a dataset, would be noticed."""
+    assert not permitted("methods.ppo", "methods.reward") and not permitted("core.train", "datasets.batches")
+    assert not permitted("evaluation.metrics", "datasets.world") and permitted("datasets.world", "evaluation.metrics")
+
+
+@pytest.mark.parametrize("path", FILES, ids=place)
+def test_text_is_read_and_written_as_utf8(path):
+    """On Windows the default encoding is another one, so every call that opens text names its encoding."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        literals = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+        binary = any(re.fullmatch(r"[rwax]?\+?b\+?[rwax]?", text) for text in literals)
+        if name in ("read_text", "open") and isinstance(node.func, ast.Attribute | ast.Name) and not binary:
+            if name == "open" and isinstance(node.func, ast.Attribute):
+                continue      # os.open, webbrowser.open and the like take no encoding
+            assert "encoding" in {keyword.arg for keyword in node.keywords}, f"{path.name}:{node.lineno}"
+
+
+def test_nothing_unpickles_or_downloads():
+    """Weights are safetensors: no torch.load, no pickle, no weights_only=False; and no module reaches for the network."""
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        for word in ("torch.load", "pickle", "weights_only", "urllib", "requests", "get_encoding", "http.client"):
+            assert not re.search(rf"^\s*(import|from) {word}\b|(?<![\w.]){re.escape(word)}\(", text, re.M), f"{word} in {path.name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=place)
+def test_every_module_says_what_it_is_for(path):
+    """A module opens with a docstring; every public function and class has one."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), path
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and node.name != "main":
+            lines = node.end_lineno - node.lineno
+            assert ast.get_docstring(node) or lines <= 12, f"{path.name}: {node.name} has {lines} lines and no docstring"
