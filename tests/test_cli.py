@@ -51,7 +51,7 @@ def prepare(tmp_path, rows, name="data.jsonl"):
 
 def train_command(verb, tmp_path, out="out", *more):
     """A short run of a training verb on its rows; returns the words of the command."""
-    model, data = prepare(tmp_path, VERB_DATA[verb])
+    model, data = prepare(tmp_path, VERB_DATA[verb], f"{verb}.jsonl")
     words = [verb, "--model", model, "--data", data, "--out", tmp_path / out]
     if verb == "ppo":
         (tmp_path / "r.py").write_text("def score(prompts, responses):\n    return [float(len(r)) for r in responses]\n", encoding="utf-8")
@@ -77,19 +77,21 @@ def assert_same_bits(path, other):
 def test_sft_keeps_the_best_and_writes_what_was_run(tmp_path, capsys):
     """The folder holds the weights of the best validation; run.json says on which data, with which command, to which loss."""
     model_path, data = prepare(tmp_path, CHATS)
-    valid = write(tmp_path / "valid.jsonl", *CHATS[:5])
-    assert call("sft", "--model", model_path, "--data", data, "--valid", valid, "--out", tmp_path / "out", "--steps", 6,
-                "--batch-size", 8, "--eval-every", 1, "--lr", 0.3) == 0
+    held_out = [{**row, "completion": f"The fox has a {row['completion'][:3]} boat."} for row in CHATS[:4]]
+    valid = write(tmp_path / "valid.jsonl", *held_out, CHATS[4])
+    held_out.append(CHATS[4])
+    assert call("sft", "--model", model_path, "--data", data, "--valid", valid, "--out", tmp_path / "out", "--steps", 12,
+                "--batch-size", 8, "--eval-every", 1, "--lr", 0.03) == 0
     record, rows = read(tmp_path / "out" / "run.json"), read_jsonl(tmp_path / "out" / "metrics.jsonl")
     losses = {row["step"]: row["valid_loss"] for row in rows}
-    assert record["best_step"] == min(losses, key=losses.get) != 6, "the rate is so high that the last step must not be the best"
+    assert record["best_step"] == min(losses, key=losses.get) < 12, "made so that the last step is not the best"
     assert record["result"]["valid_loss"] == losses[record["best_step"]] and record["status"] == "finished"
     assert record["data"][data.as_posix()] == hashlib.sha256(data.read_bytes()).hexdigest()
     assert f'--data {data}' in record["command"] and record["versions"]["torch"] == torch.__version__
-    assert record["rows"]["valid"]["noted"] == {"also in --data, so that the validation is too kind": 5}
+    assert record["rows"]["valid"]["noted"] == {"also in --data, so that the validation is too kind": 1}
     model, tokenizer = load_model(tmp_path / "out")
     nll = []
-    for row in CHATS[:5]:                   # by hand, with torch's own cross entropy
+    for row in held_out:                    # by hand, with torch's own cross entropy
         chat = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
         ids, mask = encode_chat(tokenizer, chat)
         labels = torch.tensor(make_labels(ids, mask))[1:]
@@ -244,9 +246,9 @@ def test_resume_wants_the_same_run(tmp_path, capsys):
     record = read(tmp_path / "out" / "run.json")
     (tmp_path / "out" / "state.safetensors").write_bytes(b"")
     assert call(*command, "--resume", "--seed", 1) == 2 and "seed was 0 and is 1" in capsys.readouterr().err
-    write(tmp_path / "data.jsonl", *CHATS[1:])
+    write(tmp_path / "sft.jsonl", *CHATS[1:])
     assert call(*command, "--resume") == 2
-    assert record["data"][(tmp_path / "data.jsonl").as_posix()][:20] in capsys.readouterr().err
+    assert record["data"][(tmp_path / "sft.jsonl").as_posix()][:20] in capsys.readouterr().err
 
 
 # ---- using a model ----
@@ -464,9 +466,9 @@ def layout(tmp_path, monkeypatch):
 def short(line):
     """The words of a `python -m minift` line, made short by the last word on the number of steps and tokens."""
     words = shlex.split(line)[3:]
-    more = {"ppo": ["--iterations", "1", "--max-new-tokens", "8", "--batch-size", "4"], "generate": ["--max-new-tokens", "8"],
-            "evaluate": ["--max-new-tokens", "8"], "chat": ["--max-new-tokens", "8"]}
-    return words + more.get(words[0], ["--steps", "2"] if words[0] in ("pretrain", "sft", "reward", "dpo") else [])
+    more = {"ppo": "--iterations 1 --max-new-tokens 8 --batch-size 4", "generate": "--max-new-tokens 8",
+            "evaluate": "--max-new-tokens 8", "chat": "--max-new-tokens 8", "merge": "", "check-data": ""}
+    return words + more.get(words[0], "--steps 2 --batch-size 4").split()
 
 
 def readme_lines():

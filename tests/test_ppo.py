@@ -433,6 +433,23 @@ def test_a_policy_with_lora_is_its_own_reference(base_reference=lora.base_refere
         assert torch.equal(policy.eval()(ids), plain.eval()(ids))
 
 
+def test_the_seed_decides_the_answers(train_ppo=ppo.train_ppo):
+    """The same seed writes the same answers, another seed others, and each iteration new ones."""
+    def answers(seed):
+        written = []
+
+        def reward_fn(generation):
+            written.append(generation.input_ids.tolist())
+            return count_fives(generation)
+        policy, reference, value_model = start()
+        train_ppo(policy, reference, value_model, reward_fn, [[2, 3]], ppo.PPOConfig(**{**FAST, "lr": 1e-9}),
+                  iterations=2, batch_size=10, eos_id=None, pad_id=PAD, seed=seed, progress=False)
+        return written
+    first, second = answers(0)
+    assert answers(0) == [first, second]
+    assert first != second and first != answers(1)[0]
+
+
 def test_the_learning_rate_falls_to_zero(train_ppo=ppo.train_ppo):
     """Once an iteration, linearly: lr, 3/4, 1/2 and 1/4 of it over four iterations."""
     history = run(*start(), iterations=4, train_ppo=train_ppo)

@@ -97,9 +97,17 @@ def sample(logits, temperature, top_k, top_p, generator):
         token = logprobs.argmax(-1)
     else:
         probs = keep_likely(logprobs, top_k, top_p).softmax(-1)
-        where = probs.device if generator is None else generator.device
-        token = torch.multinomial(probs.to(where), 1, generator=generator)[:, 0].to(probs.device)
+        token = draw(probs, generator)
     return token, logprobs.gather(-1, token[:, None])[:, 0]
+
+
+def draw(probs, generator):
+    """One id for each row of probs (B, V) by inverting the cumulative sum: one random number a row, where multinomial takes V."""
+    where = probs.device if generator is None else generator.device
+    point = torch.rand(len(probs), 1, generator=generator, device=where).to(probs.device)       # in [0, 1)
+    cumulative = probs.cumsum(-1)                                                               # (B, V)
+    token = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)              # the first above the point
+    return token[:, 0].clamp(max=probs.shape[1] - 1)
 
 
 def keep_likely(logprobs, top_k, top_p):
