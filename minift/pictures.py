@@ -52,7 +52,8 @@ def save(fig, path):
 def curves(ax, series, *, xlabel, ylabel, title=None, log=False):
     """One line for each label. series: {label: (x, y) or (x, y, low, high)}; low and high bound a band.
 
-    Lists or tensors; None and NaN leave a gap. log: a logarithmic y axis.
+    Lists or tensors; None and NaN leave a gap. log: a logarithmic y axis. A single curve is named by
+    the y axis, several by a legend.
     """
     for i, (label, parts) in enumerate(series.items()):
         x, y, *band = arrays = [numbers(part, label) for part in parts]
@@ -71,7 +72,10 @@ def curves(ax, series, *, xlabel, ylabel, title=None, log=False):
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.yaxis.set_minor_formatter(NullFormatter())
     ax.grid(alpha=0.25)
-    ax.legend(frameon=False, handlelength=3)
+    if len(series) > 1:
+        ax.legend(frameon=False, handlelength=3)
+    if all(float(value).is_integer() for line in ax.lines for value in line.get_xdata()):
+        ax.xaxis.get_major_locator().set_params(integer=True)
     finish(ax, xlabel, ylabel, title)
 
 

@@ -1,6 +1,7 @@
 """The sampler: log-probabilities of a plain forward, masks that say what is real, settings that do what they say."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -156,6 +157,14 @@ def test_sampled_frequencies(settings, kept, generate=sampler.generate):
     close(out.logprobs[:, -1], whole[written], 1e-6)
 
 
+def test_an_impossible_id_is_never_drawn(draw=sampler.draw):
+    """Even where the random number is exactly 0, or the largest below 1, an id of probability 0 is not drawn."""
+    probs = torch.tensor([[0.0, 0.7, 0.3, 0.0]])
+    for point, expected in ((0.0, 1), (0.5, 1), (0.8, 2), (1 - 2**-24, 2)):
+        with mock.patch("torch.rand", return_value=torch.tensor([[point]])):
+            assert draw(probs, None).tolist() == [expected]
+
+
 def test_ties_keep_exactly_k(generate=sampler.generate):
     """Four equal ids and top_k = 2: the two smaller ids are kept, not all that are as likely as the second."""
     out = generate(Fixed([1.0] * 4), START.repeat(500, 1), max_new_tokens=1, top_k=2, eos_id=None, pad_id=0,
@@ -220,13 +229,17 @@ def test_stream_writes_what_generate_writes(stream=sampler.stream, generate=samp
         pieces = list(stream(model, ids[0], max_new_tokens=30, temperature=1.5, eos_id=EOS, generator=seeded(seed)))
         assert all(type(piece) is int for piece in pieces) and pieces == whole.input_ids[0, 7:].tolist()
         assert model.training
+    graphs = []
+    model.head.register_forward_hook(lambda module, args, out: graphs.append(out.requires_grad))
     started = stream(model, ids, max_new_tokens=30)
-    next(started)
-    assert torch.is_grad_enabled() and not model.training
+    next(started), next(started)
+    assert graphs == [False, False] and torch.is_grad_enabled() and not model.training
     started.close()
     assert model.training
     with pytest.raises(MiniftError, match="one prompt"):
         stream(model, prompts()[0], max_new_tokens=1)
+    with pytest.raises(MiniftError, match="beyond the context"):             # at the call, not at the first id
+        stream(model, ids, max_new_tokens=34)
 
 
 @pytest.mark.parametrize(("wrong", "says"), [

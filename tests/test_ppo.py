@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import signal
 
 import pytest
 import torch
@@ -556,6 +557,17 @@ def test_resuming_is_bit_equal(tmp_path):
         assert all(a[name] == b[name] for name in a if not name.startswith("seconds"))
     with pytest.raises(MiniftError, match="resume"):
         run(*start(), state_path=tmp_path / "nothing", resume=True)
+
+
+def test_ctrl_c_finishes_the_iteration_and_saves(tmp_path):
+    """Ctrl-C in the middle of an iteration ends the run after it, with a state from which it goes on."""
+    def interrupted(generation):
+        signal.raise_signal(signal.SIGINT)
+        return count_fives(generation)
+    state = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt, match="iteration 1 of 3"):
+        run(*start(), interrupted, iterations=3, state_path=state, save_every=0)
+    assert [row["iteration"] for row in run(*start(), iterations=3, state_path=state, resume=True)] == [1, 2, 3]
 
 
 def test_rewards_can_be_whitened(monkeypatch):

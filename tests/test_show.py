@@ -182,6 +182,15 @@ def test_the_text_fits_its_boxes_and_no_boxes_overlap(shape, draw_tokens=show.dr
         assert right[box.get_y()] <= ax.get_xlim()[1] + 1e-6 and box.get_y() + box.get_height() <= max(ax.get_ylim())
 
 
+def test_a_picture_of_tokens_is_as_tall_as_its_text(draw_tokens=show.draw_tokens):
+    """Alone in its figure, one line or fifty, the text has the same size and the lines the same distance."""
+    heights = []
+    for n in (1, 50):
+        fig, _, pairs, _ = drawn(draw_tokens, [QUESTION[:3]] * n, [[True] * 3] * n)
+        heights += [box.get_window_extent().height / fig.dpi * 72 / text.get_fontsize() for text, box in pairs]
+    assert 1.2 < min(heights) and max(heights) < 1.05 * min(heights)
+
+
 def test_dollars_are_drawn_as_dollars(draw_tokens=show.draw_tokens, curves=show.curves):
     """Text between two "$" is no formula: it takes as much room as its characters do, in tokens, labels and titles."""
     fig, ax = show.figure()

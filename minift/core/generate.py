@@ -102,11 +102,11 @@ def sample(logits, temperature, top_k, top_p, generator):
 
 
 def draw(probs, generator):
-    """One id for each row of probs (B, V) by inverting the cumulative sum: one random number a row, where multinomial takes V."""
+    """One id for each row of probs (B, V) by inverting the cumulative sum: one random number a row, not V."""
     where = probs.device if generator is None else generator.device
-    point = torch.rand(len(probs), 1, generator=generator, device=where).to(probs.device)       # in [0, 1)
-    cumulative = probs.cumsum(-1)                                                               # (B, V)
-    token = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)              # the first above the point
+    point = torch.rand(len(probs), 1, generator=generator, device=where).to(probs.device)    # in [0, 1)
+    cumulative = probs.cumsum(-1)                                            # (B, V)
+    token = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)    # the first above the point
     return token[:, 0].clamp(max=probs.shape[1] - 1)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from minift.datasets import lexicon, world
 
 ASKED, WHOLE, HAPPY, KIND, SPEECH = 2.0, 2.5, 2.5, 2.0, 1.0      # points, together 10
-FAULT = 1.0                                                      # taken off for each fault
+FAULT = 0.5                                                      # taken off for each fault
 
 KINDS = {word: kind for kind, group in (
     ("NAME", lexicon.GIRLS + lexicon.BOYS), ("ANIMAL", lexicon.ANIMALS), ("OBJECT", lexicon.OBJECTS),

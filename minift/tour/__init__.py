@@ -17,13 +17,13 @@ from minift.tour.common import Clock, Result, Settings, Tour, quick
 # name -> (stage, what the reader sees, seconds that it may take on two CPU cores, stages whose results it needs)
 STAGES = {
     "base": (adapt.base, "1. The pretrained base", 5, ()),
-    "continued": (adapt.continued, "2. Continued pre-training, with and without replay", 60, ()),
-    "lora": (adapt.low_rank, "3. LoRA against full fine-tuning", 35, ("continued",)),
-    "sft": (instruct.sft, "4. Instruction tuning (SFT)", 60, ()),
-    "preferences": (align.preferences, "5. Human preferences, simulated", 20, ("sft",)),
+    "continued": (adapt.continued, "2. Continued pre-training, with and without replay", 55, ()),
+    "lora": (adapt.low_rank, "3. LoRA against full fine-tuning", 30, ("continued",)),
+    "sft": (instruct.sft, "4. Instruction tuning (SFT)", 65, ()),
+    "preferences": (align.preferences, "5. Human preferences, simulated", 35, ("sft",)),
     "reward": (align.reward, "6. The reward model", 30, ("preferences",)),
-    "ppo": (align.ppo, "7. RLHF with PPO", 85, ("reward",)),
-    "dpo": (align.dpo, "8. Direct preference optimization", 40, ("preferences",)),
+    "ppo": (align.ppo, "7. RLHF with PPO", 80, ("reward",)),
+    "dpo": (align.dpo, "8. Direct preference optimization", 45, ("preferences",)),
     "comparison": (align.compare, "9. Side by side", 15, ("ppo", "dpo")),
 }
 COLUMNS = ("stage", "measure", "before", "after", "seconds", "budget")
@@ -65,7 +65,7 @@ def run_seed(out, seed, stages, is_quick, resume):
             run_stage(tour, name)
     rows = table(tour)
     write_json(out / "results.json", {"seed": seed, "quick": is_quick, "settings": vars(tour.settings),
-                                      "stages": {name: vars(result) for name, result in plain(tour).items()}})
+                                      "stages": {name: vars(result) for name, result in ordered(tour)}})
     draw_overview(tour)
     write(tour, rows)
     print("\n" + report.table_text(rows, COLUMNS))
@@ -110,11 +110,6 @@ def ordered(tour):
     return [(name, tour.results[name]) for name in STAGES if name in tour.results]
 
 
-def plain(tour):
-    """Results with paths relative to the run's folder, so that the folder can be moved."""
-    return dict(ordered(tour))
-
-
 def write(tour, rows):
     """report.html: the overview, the table, and a section a stage."""
     sections = [report.Section(STAGES[name][1], result.sentence, result.rows or None, result.texts, result.pictures)
@@ -126,10 +121,15 @@ def write(tour, rows):
 
 def draw_overview(tour):
     """One picture: what each stage changed, before and after, each on its own scale."""
-    rows = [(STAGES[name][1].split(". ")[1], result.row) for name, result in ordered(tour)]
-    fig, axes = show.figure(1, len(rows), width=2.2 * len(rows), height=3.2)
-    for axis, (title, row) in zip(axes, rows):
-        show.bars(axis, ["before", "after"], [row["before"], row["after"]], ylabel=row["measure"], title=title)
+    found = ordered(tour)
+    fig, axes = show.figure((len(found) + 4) // 5, min(5, len(found)), width=13, height=3.3 * ((len(found) + 4) // 5))
+    axes = axes.flat if len(found) > 1 else [axes]
+    for axis in axes:
+        axis.set_visible(False)
+    for axis, (name, result) in zip(axes, found):
+        axis.set_visible(True)
+        show.bars(axis, ["before", "after"], [result.row["before"], result.row["after"]], ylabel="",
+                  title=f"{STAGES[name][1].split()[0]} {name}\n{result.row['measure']}")
     show.save(fig, tour.picture("overview"))
 
 

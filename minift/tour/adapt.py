@@ -39,7 +39,7 @@ def base(tour):
     return Result(
         f"The pretrained base ({n:,} parameters) predicts unread stories at a perplexity of {perplexity(loss, 1):.2f}.",
         {"base_perplexity": perplexity(loss, 1)},
-        {"measure": "perplexity of stories", "before": tokenizer.vocab_size, "after": perplexity(loss, 1)},
+        {"measure": "perplexity of stories (before: V)", "before": tokenizer.vocab_size, "after": perplexity(loss, 1)},
         texts=[(f"sample {i + 1}", text) for i, text in enumerate(samples)], pictures=[tour.picture("base")])
 
 
@@ -96,7 +96,7 @@ def continued(tour):
         f"{measures['new_perplexity']:.1f}) and forgets stories ({measures['old_perplexity_before']:.1f} to "
         f"{measures['old_perplexity']:.1f}); with replay the stories' loss rises by {measures['forgetting_with_replay']:.0%} of that.",
         measures,
-        {"measure": "perplexity of the new domain", "before": measures["new_perplexity_before"], "after": measures["new_perplexity"]},
+        {"measure": "perplexity, new domain", "before": measures["new_perplexity_before"], "after": measures["new_perplexity"]},
         rows=[{"run": name, "new domain": perplexity(run[-1]["new_loss"], 1), "old domain": perplexity(run[-1]["old_loss"], 1)}
               for name, run in (("before", plain[:1]), ("new text only", plain), ("with replay", with_replay))],
         pictures=[tour.picture("continued")])
@@ -136,7 +136,7 @@ def low_rank(tour):
     return Result(
         f"LoRA trains {n_lora / n_all:.1%} of the parameters and gets {gain:.0%} of full fine-tuning's gain; merged, its logits "
         f"differ by {difference:.0e} of the largest and it generates in {speed:.2f} times the base's time.", measures,
-        {"measure": "share of full fine-tuning's gain", "before": 0.0, "after": gain},
+        {"measure": "share of the full gain", "before": 0.0, "after": gain},
         rows=[{"method": "full", "trained": n_all, "saved (kB)": 4 * n_all / 1000, "loss, new domain": full["new_loss"]},
               {"method": "LoRA", "trained": n_lora, "saved (kB)": adapter_bytes / 1000, "loss, new domain": run[-1]["new_loss"]}],
         pictures=[tour.picture("lora")])

@@ -1,7 +1,5 @@
 """Stages 5 to 9: preferences, the reward model, PPO, DPO, and all of them side by side."""
 
-import copy
-
 import torch
 
 from minift import show
@@ -20,9 +18,10 @@ from minift.evaluation.metrics import bootstrap_interval, reliability_curve, win
 from minift.methods.dpo import add_reference_logprobs, make_dpo_loss
 from minift.methods.ppo import PPOConfig, train_ppo
 from minift.methods.reward import make_reward_loss, normalise_scores, reward_from_model
-from minift.tour.common import Result, response_kl, story_scores
+from minift.tour.common import Result, response_kl, smooth, story_scores
 
-NOISE = 1.0     # of the simulated annotators, in points of the rubric
+NOISE = 0.5             # of the simulated annotators, in points of the rubric
+TEMPERATURE = 0.7       # of every story that is sampled, PPO's among them; the KL is between these sharpened distributions
 
 
 def preferences(tour):
@@ -34,7 +33,7 @@ def preferences(tour):
         requests = story_requests(n, tour.seed, split)
         scenes = dict(requests)
         pairs = sample_pairs(model, tokenizer, [prompt for prompt, _ in requests], max_new_tokens=s.story_tokens,
-                             batch_size=128, seed=tour.seed)
+                             temperature=TEMPERATURE, batch_size=128, seed=tour.seed)
         rows[split] = annotate(pairs, lambda prompt, text: judge(text, scenes[prompt]).score, noise=NOISE, seed=tour.seed)
         kept[split] = len(pairs)
         write_jsonl(tour.out / f"preferences-{split}.jsonl", [{**row, "gold": list(row["gold"])} for row in rows[split]])
@@ -52,7 +51,7 @@ def preferences(tour):
     return Result(
         f"From {kept['train']} pairs of sampled stories the annotators chose the one that the rubric prefers in {agreed:.0%}.",
         {"pairs": kept["train"], "annotator_agreement": agreed},
-        {"measure": "annotators agree with the gold order", "before": 0.5, "after": agreed},
+        {"measure": "agreement with gold order", "before": 0.5, "after": agreed},
         texts=texts, pictures=[tour.picture("preferences")])
 
 
@@ -80,15 +79,15 @@ def reward(tour):
     curve = reliability_curve([max(p, 1 - p) for p in probability.tolist()], [p > 0.5 for p in probability.tolist()], n_bins=10)
     measures = {"reward_accuracy_gold": sum(right) / len(right), "reward_accuracy_annotators": (chosen > rejected).float().mean().item()}
     fig, axes = show.figure(1, 2)
-    show.curves(axes[0], {"training loss": ([row["step"] for row in history], [row["loss"] for row in history])},
-                xlabel="step", ylabel="Bradley-Terry loss (nats per pair)", title="Reward model")
+    show.curves(axes[0], {"training loss": smooth(history, "loss")},
+                xlabel="step", ylabel="Bradley-Terry loss (nats a pair, mean of 8 steps)", title="Reward model")
     show.reliability(axes[1], [point["confidence"] for point in curve], [point["accuracy"] for point in curve],
                      [point["count"] for point in curve])
     show.save(fig, tour.picture("reward"))
     return Result(
         f"On held-out pairs the reward model puts {measures['reward_accuracy_gold']:.0%} in the gold order "
         f"({len(decided)} pairs without a tie).", measures,
-        {"measure": "held-out pairs in gold order", "before": 0.5, "after": measures["reward_accuracy_gold"]},
+        {"measure": "pairs in gold order", "before": 0.5, "after": measures["reward_accuracy_gold"]},
         pictures=[tour.picture("reward")])
 
 
@@ -105,7 +104,7 @@ def score_pairs(tour, model, tokenizer, split):
 
 
 def ppo_config(s):
-    return PPOConfig(beta=0.05, value_coef=0.5, epochs=2, minibatch_size=16, lr=2e-4, max_new_tokens=s.story_tokens,
+    return PPOConfig(beta=0.05, value_coef=0.5, epochs=2, minibatch_size=16, lr=2.5e-4, temperature=TEMPERATURE, max_new_tokens=s.story_tokens,
                      missing_eos_penalty=2.0)
 
 
@@ -113,7 +112,7 @@ def ppo(tour):
     """7. PPO against the learned reward, with a KL penalty to the SFT model; the gold rubric only watches."""
     s = tour.settings
     policy, tokenizer = tour.load("sft")
-    reference, reward_model = make_reference(tour.load("sft")[0]), tour.load("reward")[0]
+    reference, reward_model = make_reference(tour.load("sft")[0], TEMPERATURE), tour.load("reward")[0]
     value_model = tour.load("reward")[0]
     requests = story_requests(s.ppo_iterations * s.ppo_batch, tour.seed, "ppo")
     scenes = {tuple(encode_prompt(tokenizer, prompt)): scene for prompt, scene in requests}
@@ -135,7 +134,7 @@ def ppo(tour):
         f"PPO raises the learned score from {first['score']:.2f} to {last['score']:.2f} and the gold score of its stories from "
         f"{first['gold']:.1f} to {last['gold']:.1f} at a KL of {last['kl']:.1f} nats.",
         {"ppo_gold_first": first["gold"], "ppo_gold_last": last["gold"], "ppo_score_last": last["score"], "ppo_kl_last": last["kl"]},
-        {"measure": "gold score while sampling", "before": first["gold"], "after": last["gold"]},
+        {"measure": "gold score, rollouts", "before": first["gold"], "after": last["gold"]},
         rows=[{key: row[key] for key in ("iteration", "score", "gold", "kl", "entropy", "response_length", "clip_fraction",
                                          "explained_variance")} for row in rows[::max(1, len(rows) // 8)]],
         pictures=[tour.picture("ppo")])
@@ -165,48 +164,45 @@ def dpo(tour):
     s = tour.settings
     torch.manual_seed(tour.seed)
     policy, tokenizer = tour.load("sft")
-    reference = make_reference(tour.load("sft")[0])
+    reference, sharp = make_reference(tour.load("sft")[0]), make_reference(tour.load("sft")[0], TEMPERATURE)
     examples = add_reference_logprobs(pair_examples(tour, tokenizer, "train", policy.config.context_length), reference, tokenizer.pad_id)
     batches = Batches(examples, 16, lambda rows: collate_pairs(rows, tokenizer.pad_id), seed=tour.seed)
     requests = story_requests(48, tour.seed, "dpo")
-    curve = []
 
     def evaluate():
-        curve.append({"step": 0 if not curve else None, **on_requests(policy, reference, tokenizer, requests, s.story_tokens, tour.seed)})
-        return {key: curve[-1][key] for key in ("gold", "kl")}
+        return on_requests(policy, sharp, tokenizer, requests, s.story_tokens, tour.seed)
 
-    evaluate()
+    start = {"step": 0, **evaluate()}
     steps = s.dpo_epochs * len(batches)
     history = train(policy, batches, make_dpo_loss(policy, s.dpo_beta), steps=steps, lr=s.dpo_lr, name="dpo",
-                    evaluate=evaluate, eval_every=max(1, steps // 5))
+                    evaluate=evaluate, eval_every=max(1, steps // 3))
     policy.eval()
     save_model(policy, tokenizer, tour.out / "dpo")
-    seen = [{"step": 0, **curve[0]}] + [row for row in history if "gold" in row]
-    draw_dpo(tour, history, seen, curve[0])
+    seen = [start] + [row for row in history if "gold" in row]
+    draw_dpo(tour, history, seen)
     return Result(
-        f"DPO takes the gold score from {curve[0]['gold']:.1f} to {seen[-1]['gold']:.1f} at a KL of {seen[-1]['kl']:.1f} nats; the first "
+        f"DPO takes the gold score from {start['gold']:.1f} to {seen[-1]['gold']:.1f} at a KL of {seen[-1]['kl']:.1f} nats; the first "
         f"loss was {history[0]['loss']:.4f} (ln 2 = 0.6931).",
         {"dpo_first_loss": history[0]["loss"], "dpo_gold": seen[-1]["gold"], "dpo_kl": seen[-1]["kl"],
          "dpo_accuracy": sum(row["accuracy"] for row in history[-10:]) / len(history[-10:])},
-        {"measure": "gold score of sampled stories", "before": curve[0]["gold"], "after": seen[-1]["gold"]},
+        {"measure": "gold score, samples", "before": start["gold"], "after": seen[-1]["gold"]},
         pictures=[tour.picture("dpo")])
 
 
 def on_requests(model, reference, tokenizer, requests, max_new_tokens, seed):
     """Mean gold score and KL of the model's sampled stories."""
-    answers = sample_answers(model, tokenizer, [prompt for prompt, _ in requests], max_new_tokens=max_new_tokens, batch_size=128, seed=seed)
+    answers = sample_answers(model, tokenizer, [prompt for prompt, _ in requests], max_new_tokens=max_new_tokens,
+                             temperature=TEMPERATURE, batch_size=128, seed=seed)
     gold = story_scores([answer.text for answer in answers], [scene for _, scene in requests])
-    kl = response_kl(make_reference(model), reference, answers, tokenizer.pad_id)
+    kl = response_kl(make_reference(model, TEMPERATURE), reference, answers, tokenizer.pad_id)
     return {"gold": sum(gold) / len(gold), "kl": sum(kl) / len(kl)}
 
 
-def draw_dpo(tour, history, seen, start):
+def draw_dpo(tour, history, seen):
     fig, axes = show.figure(1, 4)
-    steps = [row["step"] for row in history]
-    show.curves(axes[0], {"loss": (steps, [row["loss"] for row in history])}, xlabel="step", ylabel="DPO loss (nats)")
-    show.curves(axes[1], {"margin": (steps, [row["margin"] for row in history])}, xlabel="step", ylabel="margin of implicit rewards")
-    show.curves(axes[2], {"chosen": (steps, [row["chosen_logprobs"] for row in history]),
-                          "rejected": (steps, [row["rejected_logprobs"] for row in history])},
+    show.curves(axes[0], {"loss": smooth(history, "loss")}, xlabel="step", ylabel="DPO loss (nats, mean of 8 steps)")
+    show.curves(axes[1], {"margin": smooth(history, "margin")}, xlabel="step", ylabel="margin of implicit rewards (nats)")
+    show.curves(axes[2], {"chosen": smooth(history, "chosen_logprobs"), "rejected": smooth(history, "rejected_logprobs")},
                 xlabel="step", ylabel="log p of the response (nats)")
     show.curves(axes[3], {"gold score": ([row["step"] for row in seen], [row["gold"] for row in seen]),
                           "KL (nats)": ([row["step"] for row in seen], [row["kl"] for row in seen])}, xlabel="step", ylabel="sampled stories")
@@ -219,12 +215,13 @@ def compare(tour):
     requests = story_requests(s.n_prompts, tour.seed, "test")
     prompts, scenes = zip(*requests)
     sft, tokenizer = tour.load("sft")
-    reference, found = make_reference(sft), {}
+    reference, found = make_reference(sft, TEMPERATURE), {}
     for name in ("base", "sft", "ppo", "dpo"):
         model = tour.load(name)[0]
-        answers = sample_answers(model, tokenizer, list(prompts), max_new_tokens=s.story_tokens, batch_size=128, seed=tour.seed)
+        answers = sample_answers(model, tokenizer, list(prompts), max_new_tokens=s.story_tokens, temperature=TEMPERATURE,
+                                 batch_size=128, seed=tour.seed)
         gold = story_scores([answer.text for answer in answers], scenes)
-        kl = response_kl(make_reference(copy.copy(model)), reference, answers, tokenizer.pad_id)
+        kl = response_kl(make_reference(model, TEMPERATURE), reference, answers, tokenizer.pad_id)
         found[name] = {"gold": gold, "kl": sum(kl) / len(kl), "answers": answers}
     rows, measures = [], {}
     for name, one in found.items():
@@ -239,7 +236,7 @@ def compare(tour):
     return Result(
         f"Against SFT, PPO wins {measures['win_rate_ppo']:.0%} at {measures['kl_ppo']:.1f} nats of KL and DPO "
         f"{measures['win_rate_dpo']:.0%} at {measures['kl_dpo']:.1f} nats (a tie counts half).", measures,
-        {"measure": "gold score: SFT, then the better of PPO and DPO", "before": measures["gold_sft"],
+        {"measure": "gold: SFT, best of PPO, DPO", "before": measures["gold_sft"],
          "after": max(measures["gold_ppo"], measures["gold_dpo"])},
         texts=texts, rows=rows, pictures=[tour.picture("comparison")])
 

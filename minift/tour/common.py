@@ -24,26 +24,26 @@ class Settings:
     """How much of everything: the full tour by default; `quick()` only shows that all of it runs."""
 
     window_batch: int = 16           # windows of 256 tokens in a batch of continued pre-training
-    domain_steps: int = 60           # optimizer steps on the new domain
+    domain_steps: int = 50           # optimizer steps on the new domain
     domain_lr: float = 2e-3
     replay_share: float = 0.3        # of the rows of a batch
     lora_rank: int = 8
-    lora_lr: float = 2e-2
+    lora_lr: float = 1e-2
     n_domain: int = 400              # documents to train on
     n_valid: int = 60                # documents of each domain to evaluate on
     n_instructions: int = 6000
-    sft_steps: int = 180
+    sft_steps: int = 170
     sft_batch: int = 32
-    sft_lr: float = 1.5e-3
+    sft_lr: float = 1e-3
     n_answers: int = 240             # held-out questions
-    n_pairs: int = 640               # prompts with two sampled answers each
-    n_pairs_valid: int = 160
-    reward_epochs: int = 2
-    reward_lr: float = 5e-4
-    ppo_iterations: int = 20
+    n_pairs: int = 1300              # prompts with two sampled answers each
+    n_pairs_valid: int = 200
+    reward_epochs: int = 1
+    reward_lr: float = 1e-3
+    ppo_iterations: int = 13
     ppo_batch: int = 64
-    dpo_epochs: int = 2
-    dpo_lr: float = 3e-4
+    dpo_epochs: int = 1
+    dpo_lr: float = 2e-4
     dpo_beta: float = 0.1
     n_prompts: int = 120             # held-out prompts of the comparison
     story_tokens: int = 128          # longest story
@@ -142,6 +142,13 @@ class Clock:
 
     def __call__(self):
         return time.perf_counter() - self.start
+
+
+def smooth(rows, key, n=8):
+    """(steps, running means over the last n rows) of a history: single batches are noisy."""
+    values = [row[key] for row in rows]
+    windows = [values[max(0, i + 1 - n):i + 1] for i in range(len(values))]
+    return [row["step"] for row in rows], [sum(window) / len(window) for window in windows]
 
 
 def read_history(path):

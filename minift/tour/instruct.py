@@ -11,7 +11,7 @@ from minift.datasets.preferences import sample_answers
 from minift.datasets.tasks import TASKS, WRITING, instructions
 from minift.evaluation.metrics import exact_match
 from minift.methods.sft import encode_examples, make_sft_loss
-from minift.tour.common import Result
+from minift.tour.common import Result, smooth
 
 READING = tuple(task for task in TASKS if task not in WRITING)
 MIXTURE = READING + WRITING * 6     # two in five examples ask for a story, which has many more tokens to get right
@@ -42,7 +42,7 @@ def sft(tour):
     return Result(
         f"The base answers {measures['exact_match_before']:.0%} of the held-out questions, the tuned model "
         f"{measures['exact_match']:.0%}, and {measures['ends_with_eos']:.1%} of its answers end by themselves.", measures,
-        {"measure": "exact match, held-out questions", "before": measures["exact_match_before"], "after": measures["exact_match"]},
+        {"measure": "exact match, held out", "before": measures["exact_match_before"], "after": measures["exact_match"]},
         texts=texts, rows=rows, pictures=[tour.picture("sft-mask"), tour.picture("sft")])
 
 
@@ -62,9 +62,9 @@ def score(answers, rows, task=None):
 def draw(tour, tokenizer, chats, history):
     """The picture of a batch with its loss mask, and the curve of the loss."""
     fig, axes = show.figure(width=11, height=7)
-    show.draw_tokens(axes, tokenizer, [ids for ids, _ in chats[:5]], [mask for _, mask in chats[:5]])
+    show.draw_tokens(axes, tokenizer, [ids for ids, _ in chats[5:10]], [mask for _, mask in chats[5:10]])
     show.save(fig, tour.picture("sft-mask"))
     fig, axes = show.figure()
-    show.curves(axes, {"training loss": ([row["step"] for row in history], [row["loss"] for row in history])},
-                xlabel="step", ylabel="loss on response tokens (nats)", title="Instruction tuning")
+    show.curves(axes, {"training loss": smooth(history, "loss")},
+                xlabel="step", ylabel="loss on response tokens (nats a token, mean of 8 steps)", title="Instruction tuning")
     show.save(fig, tour.picture("sft"))
