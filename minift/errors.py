@@ -2,4 +2,4 @@
 
 
 class MiniftError(ValueError):
-    """Bad input or a bad setting. The message names the file, line, key or value, what was expected, and how to mend it."""
+    """Bad input or a bad setting: the message names the file, line, key or value, what was expected, and the remedy."""

@@ -22,7 +22,12 @@ from minift.datasets.corpus import documents, stories
 from minift.methods.pretrain import make_pretrain_loss
 
 BASE = {
-    "seed": 0, "steps": 2400, "batch_size": 32, "lr": 3e-3, "n_documents": 175_000, "vocab_size": 2048,
+    "seed": 0,
+    "steps": 2400,
+    "batch_size": 32,
+    "lr": 3e-3,
+    "n_documents": 175_000,
+    "vocab_size": 2048,
     "config": {"context_length": 256, "n_layer": 4, "n_head": 4, "d_model": 128, "d_ff": 344},
 }
 
@@ -48,7 +53,7 @@ def text_loss(model, tokenizer, texts, batch_size=32):
 
 
 def pretrain_base(out, recipe=BASE, progress=True):
-    """Train the decoder of data/base and write it to the folder `out` with manifest.json and log.jsonl. Returns the manifest."""
+    """Train the decoder of data/base and write it to the folder `out`, with log.jsonl and manifest.json (returned)."""
     torch.manual_seed(recipe["seed"])
     start, out = time.time(), Path(out)
     tokenizer = base_tokenizer(recipe["seed"])
@@ -61,21 +66,39 @@ def pretrain_base(out, recipe=BASE, progress=True):
         return {f"valid_{name}_loss": text_loss(model, tokenizer, texts) for name, texts in valid.items()}
 
     windows = Windows(ids, recipe["config"]["context_length"], recipe["batch_size"], recipe["seed"])
-    history = train(model, windows, make_pretrain_loss(model), steps=recipe["steps"], lr=recipe["lr"], warmup=150,
-                    evaluate=evaluate, eval_every=250, state_path=out.parent / f"{out.name}.state", save_every=250,
-                    name="base", progress=progress)
+    history = train(
+        model,
+        windows,
+        make_pretrain_loss(model),
+        steps=recipe["steps"],
+        lr=recipe["lr"],
+        warmup=150,
+        evaluate=evaluate,
+        eval_every=250,
+        state_path=out.parent / f"{out.name}.state",
+        save_every=250,
+        name="base",
+        progress=progress,
+    )
     model.eval()
     save_model(model, tokenizer, out)
     rows = [row for row in history if row["step"] % 25 == 0 or row["step"] == 1]
     write_text(out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     manifest = {
-        "command": "python -m minift pretrain --recipe base --out data/base", **recipe,
-        "n_parameters": sum(p.numel() for p in model.parameters()), "tokens": sum(row["n_tokens"] for row in history),
-        "wall_seconds": round(time.time() - start), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "python": platform.python_version(), "first_loss": history[0]["loss"],
+        "command": "python -m minift pretrain --recipe base --out data/base",
+        **recipe,
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "tokens": sum(row["n_tokens"] for row in history),
+        "wall_seconds": round(time.time() - start),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "first_loss": history[0]["loss"],
         **{name: value for name, value in history[-1].items() if name.startswith("valid")},
-        "sha256": {name: hashlib.sha256((out / name).read_bytes()).hexdigest()
-                   for name in ("config.json", "model.safetensors", "tokenizer.json")},
+        "sha256": {
+            name: hashlib.sha256((out / name).read_bytes()).hexdigest()
+            for name in ("config.json", "model.safetensors", "tokenizer.json")
+        },
     }
     write_json(out / "manifest.json", manifest)
     return manifest

@@ -1,7 +1,7 @@
 """Preferences: for each prompt sample two answers from a model, and let somebody choose the better one.
 
-Christiano et al. 2017, "Deep reinforcement learning from human preferences", section 2.2; the simulated annotator errs as
-Bradley and Terry (1952) say. Left out: more than two answers, answers from different models, ties.
+Christiano et al. 2017, "Deep reinforcement learning from human preferences", section 2.2; the simulated annotator errs
+as Bradley and Terry (1952) say. Left out: more than two answers, answers from different models, ties.
 """
 
 import math
@@ -19,11 +19,11 @@ from minift.datasets.chat import encode_prompt
 class Answer:
     """One sampled answer, as ids (for log-probabilities) and as text (for people)."""
 
-    prompt: object          # str or messages
-    prompt_ids: list        # the chat template's ids, up to where the answer begins
-    response_ids: list      # what the model wrote, its <eos> included
-    text: str               # without special tokens
-    ended: bool             # did it write <eos>?
+    prompt: object  # str or messages
+    prompt_ids: list  # the chat template's ids, up to where the answer begins
+    response_ids: list  # what the model wrote, its <eos> included
+    text: str  # without special tokens
+    ended: bool  # did it write <eos>?
 
 
 def sample_answers(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, batch_size=64, seed=0):
@@ -34,9 +34,16 @@ def sample_answers(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0
     for part in chunks(prompts, batch_size):
         rows = [encode_prompt(tokenizer, prompt) for prompt in part]
         mask = pad([[True] * len(row) for row in rows], False, side="left")
-        out = generate(model, pad(rows, tokenizer.pad_id, side="left").to(device), mask.to(device),
-                       max_new_tokens=max_new_tokens, temperature=temperature, eos_id=tokenizer.eos_id,
-                       pad_id=tokenizer.pad_id, generator=generator)
+        out = generate(
+            model,
+            pad(rows, tokenizer.pad_id, side="left").to(device),
+            mask.to(device),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            eos_id=tokenizer.eos_id,
+            pad_id=tokenizer.pad_id,
+            generator=generator,
+        )
         for prompt, row, ids, written in zip(part, rows, out.input_ids, out.response_mask):
             response = ids[written].tolist()
             ended = response[-1:] == [tokenizer.eos_id]
@@ -50,9 +57,19 @@ def sample_pairs(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, 
     Prompts whose two answers came out the same are left out: they hold no preference.
     """
     doubled = [prompt for prompt in prompts for _ in range(2)]
-    answers = sample_answers(model, tokenizer, doubled, max_new_tokens=max_new_tokens, temperature=temperature,
-                             batch_size=batch_size, seed=seed)
-    pairs = [{"prompt": first.prompt, "answers": [first.text, second.text]} for first, second in zip(answers[::2], answers[1::2])]
+    answers = sample_answers(
+        model,
+        tokenizer,
+        doubled,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    pairs = [
+        {"prompt": first.prompt, "answers": [first.text, second.text]}
+        for first, second in zip(answers[::2], answers[1::2])
+    ]
     return [pair for pair in pairs if pair["answers"][0] != pair["answers"][1]]
 
 

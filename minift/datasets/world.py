@@ -222,8 +222,8 @@ def fill(form, scene, rng):
         her="her" if scene.girl else "him", hers="her" if scene.girl else "his", place=scene.place,
         animal=scene.animal, object=scene.object, colour=scene.colour, thing=scene.thing, helper=scene.helper,
         food=scene.food, weather=scene.weather, time=scene.time, size=scene.size, make=scene.make,
-        plant=rng.choice(words.PLANTS), character=rng.choice(words.CHARACTERS), adverb=rng.choice(words.ADVERBS), glad=rng.choice(words.GLAD),
-        sorry=rng.choice(words.SORRY), worried=rng.choice(words.WORRIED))
+        plant=rng.choice(words.PLANTS), character=rng.choice(words.CHARACTERS), adverb=rng.choice(words.ADVERBS),
+        glad=rng.choice(words.GLAD), sorry=rng.choice(words.SORRY), worried=rng.choice(words.WORRIED))
     return with_articles(text)
 
 

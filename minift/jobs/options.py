@@ -145,6 +145,7 @@ def dpo(sub, verb):
 
 
 def ppo(sub, verb):
+    """The judge, the size of a rollout, and what of PPO one may want to set."""
     add_model(sub, "a model folder or an adapter folder; it is also the reference")
     add_data(sub, 'JSONL; {"prompt"} goes through the chat template, {"text"} does not')
     add_files(sub)

@@ -32,7 +32,7 @@ COLUMNS = ("stage", "measure", "before", "after", "seconds", "budget")
 def run(out="runs/tour", seed=0, seeds=None, stages=None, quick=False, resume=False):
     """The tour for one seed, or for several (seeds=[0, 1, 2]) with mean and spread; returns the measures of each seed.
 
-    stages: names of STAGES to run, None for all; earlier ones must lie in `out` already. quick: a rehearsal of a minute.
+    stages: names of STAGES to run, None for all; earlier ones must lie in `out` already. quick: a rehearsal.
     resume: keep the stages that are finished in `out`. Raises MiniftError for an unknown stage or a folder in use.
     """
     stages = check_stages(stages)
@@ -43,7 +43,11 @@ def run(out="runs/tour", seed=0, seeds=None, stages=None, quick=False, resume=Fa
     write_json(Path(out) / "seeds.json", {"seeds": list(seeds), "quick": quick, "summary": spread, "runs": found})
     draw_seeds(Path(out) / "seeds.png", spread)
     print(f"\nMean and standard deviation over seeds {', '.join(map(str, seeds))}:\n")
-    print(report.table_text([{"measure": name, **row} for name, row in spread.items()], ("measure", "mean", "std", "min", "max")))
+    print(
+        report.table_text(
+            [{"measure": name, **row} for name, row in spread.items()], ("measure", "mean", "std", "min", "max")
+        )
+    )
     return found
 
 
@@ -64,8 +68,15 @@ def run_seed(out, seed, stages, is_quick, resume):
         if name not in tour.results:
             run_stage(tour, name)
     rows = table(tour)
-    write_json(out / "results.json", {"seed": seed, "quick": is_quick, "settings": vars(tour.settings),
-                                      "stages": {name: vars(result) for name, result in ordered(tour)}})
+    write_json(
+        out / "results.json",
+        {
+            "seed": seed,
+            "quick": is_quick,
+            "settings": vars(tour.settings),
+            "stages": {name: vars(result) for name, result in ordered(tour)},
+        },
+    )
     draw_overview(tour)
     write(tour, rows)
     print("\n" + report.table_text(rows, COLUMNS))
@@ -74,11 +85,11 @@ def run_seed(out, seed, stages, is_quick, resume):
 
 
 def prepare(tour, stages, resume):
-    """Make the folder; load the results of stages that are done; refuse a folder in use and stages without their past."""
+    """Make the folder, load the results of stages that are done, and refuse stages that lack what they need."""
     done = {name: tour.out / "stages" / f"{name}.json" for name in STAGES}
     present = [name for name, path in done.items() if path.exists()]
     if present and not resume and len(stages) == len(STAGES):
-        shutil.rmtree(tour.out / "stages")      # a whole new tour replaces the old one
+        shutil.rmtree(tour.out / "stages")  # a whole new tour replaces the old one
         present = []
     tour.results = {name: Result.load(done[name]) for name in present if resume or name not in stages}
     for name in stages:
@@ -102,8 +113,10 @@ def run_stage(tour, name):
 
 def table(tour):
     """The closing table: a row a stage."""
-    return [{"stage": STAGES[name][1], **result.row, "seconds": round(result.seconds), "budget": STAGES[name][2]}
-            for name, result in ordered(tour)]
+    return [
+        {"stage": STAGES[name][1], **result.row, "seconds": round(result.seconds), "budget": STAGES[name][2]}
+        for name, result in ordered(tour)
+    ]
 
 
 def ordered(tour):
@@ -112,11 +125,18 @@ def ordered(tour):
 
 def write(tour, rows):
     """report.html: the overview, the table, and a section a stage."""
-    sections = [report.Section(STAGES[name][1], result.sentence, result.rows or None, result.texts, result.pictures)
-                for name, result in ordered(tour)]
+    sections = [
+        report.Section(STAGES[name][1], result.sentence, result.rows or None, result.texts, result.pictures)
+        for name, result in ordered(tour)
+    ]
     overview = report.Section("Overview", "The journey in one picture.", None, [], [tour.picture("overview")])
-    report.write_report(tour.out / "report.html", "minift: the tour",
-                        f"One model through every kind of fine-tuning, seed {tour.seed}.", [overview, *sections], rows)
+    report.write_report(
+        tour.out / "report.html",
+        "minift: the tour",
+        f"One model through every kind of fine-tuning, seed {tour.seed}.",
+        [overview, *sections],
+        rows,
+    )
 
 
 def draw_overview(tour):
@@ -128,8 +148,13 @@ def draw_overview(tour):
         axis.set_visible(False)
     for axis, (name, result) in zip(axes, found):
         axis.set_visible(True)
-        show.bars(axis, ["before", "after"], [result.row["before"], result.row["after"]], ylabel="",
-                  title=f"{STAGES[name][1].split()[0]} {name}\n{result.row['measure']}")
+        show.bars(
+            axis,
+            ["before", "after"],
+            [result.row["before"], result.row["after"]],
+            ylabel="",
+            title=f"{STAGES[name][1].split()[0]} {name}\n{result.row['measure']}",
+        )
     show.save(fig, tour.picture("overview"))
 
 
@@ -155,8 +180,15 @@ def draw_seeds(path, spread_of):
     shares = ("lora_share_of_gain", "exact_match", "reward_accuracy_gold", "win_rate_ppo", "win_rate_dpo")
     golds, kls = ("gold_sft", "gold_ppo", "gold_dpo"), ("kl_ppo", "kl_dpo")
     fig, axes = show.figure(1, 3, width=12)
-    for axis, names, label in zip(axes, (shares, golds, kls), ("share", "gold score (0 to 10)", "KL to SFT (nats a response)")):
+    for axis, names, label in zip(
+        axes, (shares, golds, kls), ("share", "gold score (0 to 10)", "KL to SFT (nats a response)")
+    ):
         names = [name for name in names if name in spread_of]
-        show.bars(axis, [name.replace("_", " ") for name in names], [spread_of[name]["mean"] for name in names],
-                  [spread_of[name]["std"] for name in names], ylabel=label)
+        show.bars(
+            axis,
+            [name.replace("_", " ") for name in names],
+            [spread_of[name]["mean"] for name in names],
+            [spread_of[name]["std"] for name in names],
+            ylabel=label,
+        )
     show.save(fig, path)

@@ -26,21 +26,34 @@ def base(tour):
     loss = text_loss(model, tokenizer, stories(tour.settings.n_valid, tour.seed, "test"))
     prompt = torch.tensor([tokenizer.encode("One sunny morning")] * 3)
     generator = torch.Generator().manual_seed(tour.seed)
-    out = generate(model, prompt, max_new_tokens=90, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, generator=generator)
+    out = generate(
+        model, prompt, max_new_tokens=90, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, generator=generator
+    )
     samples = [tokenizer.decode(ids[mask], skip_special=True) for ids, mask in zip(out.input_ids, out.attention_mask)]
     fig, axes = show.figure()
     log = read_history(tour.base / "log.jsonl")
-    show.curves(axes, {"training loss": ([r["step"] for r in log], [r["loss"] for r in log]),
-                       "held-out stories": ([r["step"] for r in log if "valid_stories_loss" in r],
-                                            [r["valid_stories_loss"] for r in log if "valid_stories_loss" in r])},
-                xlabel="step of pre-training", ylabel="loss (nats per token)", title="How the base was made")
+    show.curves(
+        axes,
+        {
+            "training loss": ([r["step"] for r in log], [r["loss"] for r in log]),
+            "held-out stories": (
+                [r["step"] for r in log if "valid_stories_loss" in r],
+                [r["valid_stories_loss"] for r in log if "valid_stories_loss" in r],
+            ),
+        },
+        xlabel="step of pre-training",
+        ylabel="loss (nats per token)",
+        title="How the base was made",
+    )
     show.save(fig, tour.picture("base"))
     n = sum(p.numel() for p in model.parameters())
     return Result(
         f"The pretrained base ({n:,} parameters) predicts unread stories at a perplexity of {perplexity(loss, 1):.2f}.",
         {"base_perplexity": perplexity(loss, 1)},
         {"measure": "perplexity of stories (before: V)", "before": tokenizer.vocab_size, "after": perplexity(loss, 1)},
-        texts=[(f"sample {i + 1}", text) for i, text in enumerate(samples)], pictures=[tour.picture("base")])
+        texts=[(f"sample {i + 1}", text) for i, text in enumerate(samples)],
+        pictures=[tour.picture("base")],
+    )
 
 
 def domain_windows(tour, tokenizer, texts, seed):
@@ -50,16 +63,26 @@ def domain_windows(tour, tokenizer, texts, seed):
 
 def adapt(tour, model, tokenizer, windows, lr, name):
     """Train on windows; returns the history of both domains' losses: steps, new, old."""
-    valid = {"new": domain_texts(DOMAIN, tour.settings.n_valid, tour.seed, "test"),
-             "old": stories(tour.settings.n_valid, tour.seed, "test")}
+    valid = {
+        "new": domain_texts(DOMAIN, tour.settings.n_valid, tour.seed, "test"),
+        "old": stories(tour.settings.n_valid, tour.seed, "test"),
+    }
 
     def losses():
         return {f"{key}_loss": text_loss(model, tokenizer, texts) for key, texts in valid.items()}
 
     first = {"step": 0, **losses()}
     steps = tour.settings.domain_steps
-    history = train(model, windows, make_pretrain_loss(model), steps=steps, lr=lr, evaluate=losses,
-                    eval_every=max(1, steps // 6), name=name)
+    history = train(
+        model,
+        windows,
+        make_pretrain_loss(model),
+        steps=steps,
+        lr=lr,
+        evaluate=losses,
+        eval_every=max(1, steps // 6),
+        name=name,
+    )
     return [first] + [row for row in history if "new_loss" in row]
 
 
@@ -79,27 +102,51 @@ def continued(tour):
     plain, with_replay = runs["plain"], runs["replay"]
     rise = plain[-1]["old_loss"] - plain[0]["old_loss"]
     measures = {
-        "new_perplexity_before": perplexity(plain[0]["new_loss"], 1), "new_perplexity": perplexity(plain[-1]["new_loss"], 1),
-        "old_perplexity_before": perplexity(plain[0]["old_loss"], 1), "old_perplexity": perplexity(plain[-1]["old_loss"], 1),
+        "new_perplexity_before": perplexity(plain[0]["new_loss"], 1),
+        "new_perplexity": perplexity(plain[-1]["new_loss"], 1),
+        "old_perplexity_before": perplexity(plain[0]["old_loss"], 1),
+        "old_perplexity": perplexity(plain[-1]["old_loss"], 1),
         "old_perplexity_with_replay": perplexity(with_replay[-1]["old_loss"], 1),
         "new_perplexity_with_replay": perplexity(with_replay[-1]["new_loss"], 1),
         "forgetting_with_replay": (with_replay[-1]["old_loss"] - plain[0]["old_loss"]) / rise,
-        "new_loss_before": plain[0]["new_loss"], "new_loss": plain[-1]["new_loss"]}
+        "new_loss_before": plain[0]["new_loss"],
+        "new_loss": plain[-1]["new_loss"],
+    }
     fig, axes = show.figure(1, 2)
     for axis, key, title in zip(axes, ("new", "old"), ("new domain: notices", "old domain: stories")):
-        show.curves(axis, {label: ([r["step"] for r in run], [perplexity(r[f"{key}_loss"], 1) for r in run])
-                           for label, run in (("new text only", plain), (f"{s.replay_share:.0%} old text replayed", with_replay))},
-                    xlabel="step", ylabel="perplexity (held-out)", title=title, log=True)
+        show.curves(
+            axis,
+            {
+                label: ([r["step"] for r in run], [perplexity(r[f"{key}_loss"], 1) for r in run])
+                for label, run in (("new text only", plain), (f"{s.replay_share:.0%} old text replayed", with_replay))
+            },
+            xlabel="step",
+            ylabel="perplexity (held-out)",
+            title=title,
+            log=True,
+        )
     show.save(fig, tour.picture("continued"))
     return Result(
         f"Reading only notices, the model learns them (perplexity {measures['new_perplexity_before']:.0f} to "
         f"{measures['new_perplexity']:.1f}) and forgets stories ({measures['old_perplexity_before']:.1f} to "
-        f"{measures['old_perplexity']:.1f}); with replay the stories' loss rises by {measures['forgetting_with_replay']:.0%} of that.",
+        f"{measures['old_perplexity']:.1f}); with replay the stories' loss rises by "
+        f"{measures['forgetting_with_replay']:.0%} of that.",
         measures,
-        {"measure": "perplexity, new domain", "before": measures["new_perplexity_before"], "after": measures["new_perplexity"]},
-        rows=[{"run": name, "new domain": perplexity(run[-1]["new_loss"], 1), "old domain": perplexity(run[-1]["old_loss"], 1)}
-              for name, run in (("before", plain[:1]), ("new text only", plain), ("with replay", with_replay))],
-        pictures=[tour.picture("continued")])
+        {
+            "measure": "perplexity, new domain",
+            "before": measures["new_perplexity_before"],
+            "after": measures["new_perplexity"],
+        },
+        rows=[
+            {
+                "run": name,
+                "new domain": perplexity(run[-1]["new_loss"], 1),
+                "old domain": perplexity(run[-1]["old_loss"], 1),
+            }
+            for name, run in (("before", plain[:1]), ("new text only", plain), ("with replay", with_replay))
+        ],
+        pictures=[tour.picture("continued")],
+    )
 
 
 def low_rank(tour):
@@ -117,40 +164,59 @@ def low_rank(tour):
     model.eval()
     ids = windows.batch([0])["input_ids"]
     with torch.no_grad():
-        apart = model(ids)                                                # (B, T, V)
+        apart = model(ids)  # (B, T, V)
         lora.merge_lora(model)
         difference = ((model(ids) - apart).abs().max() / apart.abs().max()).item()
     save_model(model, tokenizer, tour.out / "lora-merged")
     speed = speed_ratio(load_model(tour.out / "lora-merged")[0], tour.load("base")[0], tokenizer)
     adapter_bytes = (tour.out / "lora-adapter" / "adapter_model.safetensors").stat().st_size
     gain = (run[0]["new_loss"] - run[-1]["new_loss"]) / (full["new_loss_before"] - full["new_loss"])
-    measures = {"lora_share_trained": n_lora / n_all, "lora_share_of_gain": gain, "lora_adapter_kilobytes": adapter_bytes / 1000,
-                "lora_training_megabytes": 12 * n_lora / 1e6, "full_training_megabytes": 12 * n_all / 1e6,
-                "lora_merge_difference": difference, "lora_merged_time_ratio": speed,
-                "lora_old_perplexity": perplexity(run[-1]["old_loss"], 1)}
+    measures = {
+        "lora_share_trained": n_lora / n_all,
+        "lora_share_of_gain": gain,
+        "lora_adapter_kilobytes": adapter_bytes / 1000,
+        "lora_training_megabytes": 12 * n_lora / 1e6,
+        "full_training_megabytes": 12 * n_all / 1e6,
+        "lora_merge_difference": difference,
+        "lora_merged_time_ratio": speed,
+        "lora_old_perplexity": perplexity(run[-1]["old_loss"], 1),
+    }
     fig, axes = show.figure(1, 2)
-    show.bars(axes[0], ["base", "LoRA", "full"], [full["new_loss_before"], run[-1]["new_loss"], full["new_loss"]],
-              ylabel="loss on the new domain (nats per token)")
-    show.bars(axes[1], ["LoRA", "full"], [12 * n_lora / 1e6, 12 * n_all / 1e6], ylabel="gradients and AdamW's state (MB)")
+    show.bars(
+        axes[0],
+        ["base", "LoRA", "full"],
+        [full["new_loss_before"], run[-1]["new_loss"], full["new_loss"]],
+        ylabel="loss on the new domain (nats per token)",
+    )
+    show.bars(
+        axes[1], ["LoRA", "full"], [12 * n_lora / 1e6, 12 * n_all / 1e6], ylabel="gradients and AdamW's state (MB)"
+    )
     show.save(fig, tour.picture("lora"))
     return Result(
-        f"LoRA trains {n_lora / n_all:.1%} of the parameters and gets {gain:.0%} of full fine-tuning's gain; merged, its logits "
-        f"differ by {difference:.0e} of the largest and it generates in {speed:.2f} times the base's time.", measures,
+        f"LoRA trains {n_lora / n_all:.1%} of the parameters and gets {gain:.0%} of full fine-tuning's gain; merged, "
+        f"its logits differ by {difference:.0e} of the largest and it generates in {speed:.2f} times the base's time.",
+        measures,
         {"measure": "share of the full gain", "before": 0.0, "after": gain},
-        rows=[{"method": "full", "trained": n_all, "saved (kB)": 4 * n_all / 1000, "loss, new domain": full["new_loss"]},
-              {"method": "LoRA", "trained": n_lora, "saved (kB)": adapter_bytes / 1000, "loss, new domain": run[-1]["new_loss"]}],
-        pictures=[tour.picture("lora")])
+        rows=[
+            {"method": "full", "trained": n_all, "saved (kB)": 4 * n_all / 1000, "loss, new domain": full["new_loss"]},
+            {
+                "method": "LoRA",
+                "trained": n_lora,
+                "saved (kB)": adapter_bytes / 1000,
+                "loss, new domain": run[-1]["new_loss"],
+            },
+        ],
+        pictures=[tour.picture("lora")],
+    )
 
 
 def speed_ratio(model, other, tokenizer, repeats=7):
-    """Time of generation with `model` over that with `other`: the median of ratios measured in turn."""
+    """Median time of generation with `model` over that with `other`, measured in turn."""
     prompt = torch.tensor([tokenizer.encode("One sunny morning")] * 8)
-    times = []
-    for _ in range(repeats):
-        pair = []
-        for candidate in (model, other):
+    times = ([], [])
+    for turn in range(2 * repeats):                                      # in turn, and each as often first as second
+        for which in (0, 1) if turn % 2 else (1, 0):
             start = time.perf_counter()
-            generate(candidate, prompt, max_new_tokens=32, eos_id=None, pad_id=tokenizer.pad_id)
-            pair.append(time.perf_counter() - start)
-        times.append(pair[0] / pair[1])
-    return sorted(times)[repeats // 2]
+            generate((model, other)[which], prompt, max_new_tokens=24, eos_id=None, pad_id=tokenizer.pad_id)
+            times[which].append(time.perf_counter() - start)
+    return sorted(times[0])[repeats] / sorted(times[1])[repeats]

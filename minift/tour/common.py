@@ -23,36 +23,51 @@ BASE = Path("data/base")
 class Settings:
     """How much of everything: the full tour by default; `quick()` only shows that all of it runs."""
 
-    window_batch: int = 16           # windows of 256 tokens in a batch of continued pre-training
-    domain_steps: int = 50           # optimizer steps on the new domain
+    window_batch: int = 16  # windows of 256 tokens in a batch of continued pre-training
+    domain_steps: int = 50  # optimizer steps on the new domain
     domain_lr: float = 2e-3
-    replay_share: float = 0.3        # of the rows of a batch
+    replay_share: float = 0.3  # of the rows of a batch
     lora_rank: int = 8
     lora_lr: float = 1e-2
-    n_domain: int = 400              # documents to train on
-    n_valid: int = 60                # documents of each domain to evaluate on
+    n_domain: int = 400  # documents to train on
+    n_valid: int = 60  # documents of each domain to evaluate on
     n_instructions: int = 6000
     sft_steps: int = 170
     sft_batch: int = 32
     sft_lr: float = 1e-3
-    n_answers: int = 240             # held-out questions
-    n_pairs: int = 1300              # prompts with two sampled answers each
-    n_pairs_valid: int = 200
+    n_answers: int = 240  # held-out questions
+    n_pairs: int = 1000  # prompts with two sampled answers each
+    n_pairs_valid: int = 160
     reward_epochs: int = 1
     reward_lr: float = 1e-3
     ppo_iterations: int = 13
     ppo_batch: int = 64
-    dpo_epochs: int = 1
-    dpo_lr: float = 2e-4
-    dpo_beta: float = 0.1
-    n_prompts: int = 120             # held-out prompts of the comparison
-    story_tokens: int = 128          # longest story
+    dpo_epochs: int = 2
+    dpo_lr: float = 1.5e-4
+    dpo_beta: float = 0.2
+    n_prompts: int = 120  # held-out prompts of the comparison
+    story_tokens: int = 144  # longest story
 
 
 def quick():
     """Settings under which every stage runs in seconds and none learns much."""
-    return replace(Settings(), domain_steps=6, n_domain=60, n_valid=8, n_instructions=200, sft_steps=6, n_answers=16, n_pairs=24,
-                   n_pairs_valid=8, reward_epochs=1, ppo_iterations=2, ppo_batch=8, dpo_epochs=1, n_prompts=8, story_tokens=96)
+    return replace(
+        Settings(),
+        domain_steps=6,
+        n_domain=60,
+        n_valid=8,
+        n_instructions=200,
+        sft_steps=6,
+        n_answers=16,
+        n_pairs=24,
+        n_pairs_valid=8,
+        reward_epochs=1,
+        ppo_iterations=2,
+        ppo_batch=8,
+        dpo_epochs=1,
+        n_prompts=8,
+        story_tokens=96,
+    )
 
 
 @dataclass
@@ -63,13 +78,15 @@ class Tour:
     seed: int = 0
     settings: Settings = field(default_factory=Settings)
     base: Path = BASE
-    results: dict = field(default_factory=dict)     # stage name -> Result
+    results: dict = field(default_factory=dict)  # stage name -> Result
 
     def load(self, name):
         """(model, tokenizer) that a stage before has saved under `name`; "base" is the pretrained one."""
         path = self.base if name == "base" else self.out / name
         if not path.exists():
-            raise MiniftError(f"the tour needs {path}, which an earlier stage makes; run that stage too, or the whole tour")
+            raise MiniftError(
+                f"the tour needs {path}, which an earlier stage makes; run that stage too, or the whole tour"
+            )
         return load_model(path)
 
     def picture(self, name):
@@ -80,12 +97,12 @@ class Tour:
 class Result:
     """What a stage found."""
 
-    sentence: str                                   # one plain sentence: what happened
-    measures: dict                                  # name -> number, what the table and the seeds' spread are made of
-    row: dict                                       # the stage's row in the closing table
-    texts: list = field(default_factory=list)       # (label, text): samples
-    rows: list = field(default_factory=list)        # a small table of the stage's own
-    pictures: list = field(default_factory=list)    # paths
+    sentence: str  # one plain sentence: what happened
+    measures: dict  # name -> number, what the table and the seeds' spread are made of
+    row: dict  # the stage's row in the closing table
+    texts: list = field(default_factory=list)  # (label, text): samples
+    rows: list = field(default_factory=list)  # a small table of the stage's own
+    pictures: list = field(default_factory=list)  # paths
     seconds: float = 0.0
 
     def save(self, path):
@@ -102,8 +119,12 @@ class Result:
 def text_batches(tokenizer, texts, batch_size=32):
     """Batches of whole documents, each on its own, for measuring perplexity."""
     rows = [tokenizer.encode(text) + [tokenizer.eos_id] for text in texts]
-    return Batches([{"input_ids": ids, "labels": ids} for ids in rows], batch_size,
-                   lambda examples: collate(examples, tokenizer.pad_id), shuffle=False)
+    return Batches(
+        [{"input_ids": ids, "labels": ids} for ids in rows],
+        batch_size,
+        lambda examples: collate(examples, tokenizer.pad_id),
+        shuffle=False,
+    )
 
 
 def text_loss(model, tokenizer, texts):
@@ -119,18 +140,26 @@ def story_scores(texts, scenes):
 
 @torch.no_grad()
 def response_kl(model, reference, answers, pad_id, batch_size=32):
-    """KL(model || reference) of each answer in nats: the sum over its tokens of log p - log p_ref (k1, on the model's samples).
+    """KL(model || reference) of each answer in nats: the sum of log p - log p_ref (k1) over its tokens.
 
     model, reference: callables (input_ids, attention_mask) -> logprobs (B, T-1), from make_reference.
     """
     sums = []
     for part in chunks(answers, batch_size):
-        rows = [{"input_ids": a.prompt_ids + a.response_ids,
-                 "labels": make_labels(a.prompt_ids + a.response_ids, [False] * len(a.prompt_ids) + [True] * len(a.response_ids))}
-                for a in part]
+        rows = [
+            {
+                "input_ids": a.prompt_ids + a.response_ids,
+                "labels": make_labels(
+                    a.prompt_ids + a.response_ids, [False] * len(a.prompt_ids) + [True] * len(a.response_ids)
+                ),
+            }
+            for a in part
+        ]
         batch = collate(rows, pad_id)
-        gap = model(batch["input_ids"], batch["attention_mask"]) - reference(batch["input_ids"], batch["attention_mask"])
-        sums += masked_sum(gap, batch["labels"][:, 1:] != IGNORE_INDEX, dim=1).tolist()      # (B,)
+        gap = model(batch["input_ids"], batch["attention_mask"]) - reference(
+            batch["input_ids"], batch["attention_mask"]
+        )
+        sums += masked_sum(gap, batch["labels"][:, 1:] != IGNORE_INDEX, dim=1).tolist()  # (B,)
     return sums
 
 
@@ -147,11 +176,10 @@ class Clock:
 def smooth(rows, key, n=8):
     """(steps, running means over the last n rows) of a history: single batches are noisy."""
     values = [row[key] for row in rows]
-    windows = [values[max(0, i + 1 - n):i + 1] for i in range(len(values))]
+    windows = [values[max(0, i + 1 - n) : i + 1] for i in range(len(values))]
     return [row["step"] for row in rows], [sum(window) / len(window) for window in windows]
 
 
 def read_history(path):
     """The rows of a metrics.jsonl or log.jsonl."""
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-

@@ -14,36 +14,63 @@ from minift.methods.sft import encode_examples, make_sft_loss
 from minift.tour.common import Result, smooth
 
 READING = tuple(task for task in TASKS if task not in WRITING)
-MIXTURE = READING + WRITING * 6     # two in five examples ask for a story, which has many more tokens to get right
+MIXTURE = READING + WRITING * 6  # two in five examples ask for a story, which has many more tokens to get right
 
 
 def sft(tour):
-    """4. Supervised fine-tuning on chats of nine tasks; exact match on held-out instances of the eight with one right answer."""
+    """4. Supervised fine-tuning on chats of nine tasks; exact match on the eight with one right answer, held out."""
     s = tour.settings
     torch.manual_seed(tour.seed)
     model, tokenizer = tour.load("base")
     held_out = instructions(s.n_answers, tour.seed, "test", READING)
     before = ask_all(model, tokenizer, held_out, tour.seed)
-    chats = [encode_chat(tokenizer, row["messages"]) for row in instructions(s.n_instructions, tour.seed, tasks=MIXTURE)]
+    chats = [
+        encode_chat(tokenizer, row["messages"]) for row in instructions(s.n_instructions, tour.seed, tasks=MIXTURE)
+    ]
     examples = encode_examples(chats, model.config.context_length)
     batches = Batches(examples, s.sft_batch, lambda rows: collate(rows, tokenizer.pad_id), seed=tour.seed)
     history = train(model, batches, make_sft_loss(model), steps=s.sft_steps, lr=s.sft_lr, name="sft")
     model.eval()
     save_model(model, tokenizer, tour.out / "sft")
     after = ask_all(model, tokenizer, held_out, tour.seed)
-    rows = [{"task": task, "cluster": TASKS[task][0], "base": score(before, held_out, task), "SFT": score(after, held_out, task)}
-            for task in READING]
-    measures = {"exact_match_before": score(before, held_out), "exact_match": score(after, held_out),
-                "ends_with_eos": sum(answer.ended for answer in after) / len(after),
-                **{f"exact_match_{row['task']}": row["SFT"] for row in rows}}
+    rows = [
+        {
+            "task": task,
+            "cluster": TASKS[task][0],
+            "base": score(before, held_out, task),
+            "SFT": score(after, held_out, task),
+        }
+        for task in READING
+    ]
+    measures = {
+        "exact_match_before": score(before, held_out),
+        "exact_match": score(after, held_out),
+        "ends_with_eos": sum(answer.ended for answer in after) / len(after),
+        **{f"exact_match_{row['task']}": row["SFT"] for row in rows},
+    }
     draw(tour, tokenizer, chats, history)
-    texts = [(label, text) for i in range(2) for label, text in (
-        (f"instruction {i + 1}", before[i].prompt), ("base continues", before[i].text), ("SFT answers", after[i].text))]
+    texts = [
+        (label, text)
+        for i in range(2)
+        for label, text in (
+            (f"instruction {i + 1}", before[i].prompt),
+            ("base continues", before[i].text),
+            ("SFT answers", after[i].text),
+        )
+    ]
     return Result(
         f"The base answers {measures['exact_match_before']:.0%} of the held-out questions, the tuned model "
-        f"{measures['exact_match']:.0%}, and {measures['ends_with_eos']:.1%} of its answers end by themselves.", measures,
-        {"measure": "exact match, held out", "before": measures["exact_match_before"], "after": measures["exact_match"]},
-        texts=texts, rows=rows, pictures=[tour.picture("sft-mask"), tour.picture("sft")])
+        f"{measures['exact_match']:.0%}, and {measures['ends_with_eos']:.1%} of its answers end by themselves.",
+        measures,
+        {
+            "measure": "exact match, held out",
+            "before": measures["exact_match_before"],
+            "after": measures["exact_match"],
+        },
+        texts=texts,
+        rows=rows,
+        pictures=[tour.picture("sft-mask"), tour.picture("sft")],
+    )
 
 
 def ask_all(model, tokenizer, rows, seed):
@@ -54,8 +81,11 @@ def ask_all(model, tokenizer, rows, seed):
 
 def score(answers, rows, task=None):
     """Exact match over the rows of one task, or of all."""
-    pairs = [(answer.text, row["messages"][1]["content"]) for answer, row in zip(answers, rows, strict=True)
-             if task is None or row["task"] == task]
+    pairs = [
+        (answer.text, row["messages"][1]["content"])
+        for answer, row in zip(answers, rows, strict=True)
+        if task is None or row["task"] == task
+    ]
     return exact_match(*zip(*pairs)) if pairs else float("nan")
 
 
@@ -65,6 +95,11 @@ def draw(tour, tokenizer, chats, history):
     show.draw_tokens(axes, tokenizer, [ids for ids, _ in chats[5:10]], [mask for _, mask in chats[5:10]])
     show.save(fig, tour.picture("sft-mask"))
     fig, axes = show.figure()
-    show.curves(axes, {"training loss": smooth(history, "loss")},
-                xlabel="step", ylabel="loss on response tokens (nats a token, mean of 8 steps)", title="Instruction tuning")
+    show.curves(
+        axes,
+        {"training loss": smooth(history, "loss")},
+        xlabel="step",
+        ylabel="loss on response tokens (nats a token, mean of 8 steps)",
+        title="Instruction tuning",
+    )
     show.save(fig, tour.picture("sft"))

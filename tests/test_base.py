@@ -1,0 +1,83 @@
+"""The checkpoint that comes with the repository is the one that its manifest describes, and can do what it is used for."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from minift import recipes
+from minift.core.checkpoint import load_model
+from minift.core.generate import generate
+from minift.datasets import corpus, rubric, world
+from minift.datasets.batches import pad
+from minift.recipes import text_loss
+
+BASE = Path(__file__).parents[1] / "data" / "base"
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_model(BASE)
+
+
+@pytest.fixture(scope="module")
+def manifest():
+    return json.loads((BASE / "manifest.json").read_text(encoding="utf-8"))
+
+
+def write(base, texts, new, temperature=0.0):
+    """What the base writes behind each text, up to <eos>."""
+    model, tokenizer = base
+    rows = [tokenizer.encode(text) for text in texts]
+    mask = pad([[True] * len(row) for row in rows], False, side="left")
+    out = generate(model, pad(rows, tokenizer.pad_id, side="left"), mask, max_new_tokens=new, temperature=temperature,
+                   eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, generator=torch.Generator().manual_seed(0))
+    return [tokenizer.decode(ids[written], skip_special=True) for ids, written in zip(out.input_ids, out.response_mask)]
+
+
+def test_the_files_are_those_of_the_manifest(manifest):
+    """Every file has the sha256 that was noted when it was made, and the sizes keep their promise."""
+    for name, digest in manifest["sha256"].items():
+        assert hashlib.sha256((BASE / name).read_bytes()).hexdigest() == digest, name
+    assert manifest["n_parameters"] <= 4_000_000
+    assert sum(path.stat().st_size for path in BASE.iterdir()) < 16 * 2**20
+
+
+def test_the_manifest_is_of_the_recipe_in_the_code(manifest):
+    """The recipe that the command runs today is the one that made these files, and makes the same tokenizer."""
+    assert {name: manifest[name] for name in recipes.BASE} == recipes.BASE
+    assert recipes.base_tokenizer().hash() == load_model(BASE)[1].hash()
+
+
+def test_the_held_out_loss_is_the_one_in_the_manifest(base, manifest):
+    """Perplexity on unread stories and documents is what the log says."""
+    for name, texts in (("stories", corpus.stories(200, 0, "valid")), ("documents", corpus.documents(200, 0, "valid"))):
+        assert text_loss(*base, texts) == pytest.approx(manifest[f"valid_{name}_loss"], abs=1e-3)
+
+
+def test_it_answers_the_questions_of_its_own_dialogues(base):
+    """Facts of a story that it has never read are looked up: at least nine of ten, for every kind of question."""
+    rng, right = random.Random(0), {}
+    for kind in corpus.QUESTIONS:
+        texts, answers = [], []
+        for scene in world.draw_scenes(30, f"base/{kind}", "test"):
+            question, answer = corpus.ask(kind, scene, rng, short=True)
+            texts.append(f"{world.tell(scene, rng)}\nQuestion: {question}\nAnswer:")
+            answers.append((answer, corpus.QUESTIONS[kind][2].format(
+                **{name: getattr(scene, name) for name in ("name", "place", "animal", "object", "colour")},
+                trouble=scene.trouble_text, ending="happily" if scene.happy else "sadly")))
+        said = [text.strip().split("\n")[0] for text in write(base, texts, 20)]
+        right[kind] = sum(text in (short, world.with_articles(full)) for text, (short, full) in zip(said, answers)) / 30
+    assert min(right.values()) >= 0.8 and sum(right.values()) / len(right) >= 0.9, right
+
+
+def test_it_writes_coherent_stories(base):
+    """Told what a story is to be about, it tells one: child, animal and thing stay what they were (temperature 0.5)."""
+    scenes = world.draw_scenes(40, "base/stories", "test")
+    texts = [world.with_articles(f"About: {s.name}, a {s.animal}, a {s.thing}\n") for s in scenes]
+    seen = [rubric.judge(text.split("\n")[0], scene) for text, scene in zip(write(base, texts, 150, 0.5), scenes)]
+    assert sum(one.whole == 1 and one.asked == 1 for one in seen) / 40 >= 0.85
+    assert sum(one.faults for one in seen) / 40 <= 0.5
