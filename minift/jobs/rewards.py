@@ -15,8 +15,6 @@ from minift.methods.reward import reward_from_model
 
 def open_reward(options, run, data):
     """(reward_fn, the reward model or None), as --reward-model or --reward-fn asks for it."""
-    if (options.reward_model is None) == (options.reward_fn is None):
-        raise MiniftError("ppo needs one of --reward-model DIR and --reward-fn FILE.py:NAME")
     if options.reward_model:
         model = open_reward_model(options.reward_model, run)
         return reward_from_model(model), model

@@ -11,6 +11,7 @@ from minift.core.generate import generate
 from minift.core.heads import TokenScorer
 from minift.core.logprobs import kl_estimate, make_reference, masked_sum
 from minift.datasets.batches import chunks
+from minift.errors import MiniftError
 from minift.jobs.encoders import encode_request
 from minift.jobs.examples import load
 from minift.jobs.rewards import open_reward
@@ -23,6 +24,8 @@ FORMS = ("prompt", "completion", "pair", "text")        # of all but the text, t
 
 def ppo(options):
     """Train a policy on its own answers; keep the weights with the best score - beta * KL on held-out prompts."""
+    if (options.reward_model is None) == (options.reward_fn is None):
+        raise MiniftError("ppo needs one of --reward-model DIR and --reward-fn FILE.py:NAME")
     config = PPOConfig(**{name: getattr(options, name) for name in (
         "beta", "target_kl", "epochs", "lr", "minibatch_size", "temperature", "max_new_tokens", "missing_eos_penalty")})
     run = Run(options)
@@ -33,7 +36,7 @@ def ppo(options):
     value_model = first_values(run, reward_model)
     reference = None if options.lora else make_reference(copy.deepcopy(run.model).to(run.device), config.temperature)
     run.set_model(run.model)
-    reference = reference or base_reference(run.model, config.temperature)      # no second model: this one, its LoRA off
+    reference = reference or base_reference(run.model, config.temperature)     # the same weights, LoRA off
     prompts, valid = ([example["input_ids"] for example in examples] for examples in (data.train, data.valid))
     watch = Watch(run, config, reward_fn, reference, valid)
     with run.recorded():

@@ -10,7 +10,7 @@ from minift.datasets.chat import chat_of, encode_chat, encode_prompt
 from minift.datasets.jsonl import write_jsonl
 from minift.errors import MiniftError
 from minift.jobs.data import Row, find_files, read_rows
-from minift.jobs.folders import check_out, check_out_file
+from minift.jobs.folders import check_out, check_out_file, clear
 from minift.jobs.models import is_adapter, open_kind, open_model, pick_device, plain_copy
 from minift.jobs.sampling import LONGEST_ANSWER, room_to_answer, stream_text, write_answers
 
@@ -116,5 +116,6 @@ def merge(options):
         raise MiniftError(f"{options.model} has no adapter_config.json, so it is no adapter; there is nothing to merge")
     model, tokenizer = open_model(options.model)
     check_out(options.out, overwrite=options.overwrite, sources=[options.model])
+    clear(options.out)
     save_model(plain_copy(model), tokenizer, options.out)
     print(f"the merged model is in {options.out}")

@@ -6,7 +6,7 @@ The examples run in the root of the repository.
 import argparse
 
 from minift.errors import MiniftError
-from minift.jobs.options import ADD, RATES
+from minift.jobs import options as add
 
 COMMAND = "python -m minift"
 BASE, SAMPLES = "--model data/base", "data/samples"
@@ -39,6 +39,117 @@ VERBS = {
 }
 
 
+# ---- the options of each verb ----
+
+
+def tour(sub, verb):
+    sub.add_argument("--out", metavar="DIR", default="runs/tour", help="where everything goes (default runs/tour)")
+    add.option(sub, "--seed", "N", add.WHOLE, 0, "of all random numbers")
+    sub.add_argument("--seeds", metavar="N", type=add.WHOLE, nargs="+", help="several tours, with mean and spread")
+    sub.add_argument("--stages", metavar="NAME", nargs="+", help="only these stages, upon what --out holds already")
+    add.flag(sub, "--quick", "a rehearsal: every stage runs, none learns much")
+    add.flag(sub, "--resume", "keep the stages that are finished in --out")
+
+
+def pretrain(sub, verb):
+    add.model(sub, required=False)
+    add.data(sub, 'text files; patterns such as "plays/*.md" are expanded', required=False)
+    add.files(sub)
+    sub.add_argument("--recipe", metavar="NAME", choices=("base",), help='"base" makes data/base anew, from nothing')
+    sub.add_argument("--replay", metavar="FILE", nargs="+", help="old text to mix in against forgetting")
+    add.option(sub, "--replay-share", "X", add.number(float, 0, most=0.99), 0.3, "its share of the rows")
+    add.training(sub, verb)
+
+
+def sft(sub, verb):
+    add.model(sub)
+    add.data(sub)
+    add.files(sub)
+    add.training(sub, verb)
+
+
+def dpo(sub, verb):
+    add.model(sub, "a model folder or an adapter folder; it is also the reference")
+    add.data(sub)
+    add.files(sub)
+    add.option(sub, "--beta", "X", add.POSITIVE, 0.1, "price of leaving the reference")
+    add.option(sub, "--label-smoothing", "X", add.number(float, 0, most=0.49), 0.0, "chance that a label is wrong")
+    add.training(sub, verb)
+
+
+def ppo(sub, verb):
+    """The judge, the size of a rollout, and what of PPO one may want to set."""
+    add.model(sub, "a model folder or an adapter folder; it is also the reference")
+    add.data(sub, 'JSONL; {"prompt"} goes through the chat template, {"text"} does not')
+    add.files(sub)
+    sub.add_argument("--reward-model", metavar="DIR", help="a folder that the verb reward wrote")
+    sub.add_argument("--reward-fn", metavar="FILE.py:NAME", help="a function of (prompts, responses), returns floats")
+    add.rate(sub, verb)
+    add.option(sub, "--iterations", "N", add.COUNT, 20, "rollouts, each with its updates")
+    add.option(sub, "--batch-size", "N", add.COUNT, 32, "answers in a rollout")
+    add.option(sub, "--minibatch-size", "N", add.COUNT, 16, "answers in an optimizer step")
+    add.option(sub, "--epochs", "N", add.COUNT, 2, "passes over each rollout")
+    add.option(sub, "--beta", "X", add.NOT_NEGATIVE, 0.05, "price of a nat of KL to the reference")
+    add.option(sub, "--target-kl", "X", add.POSITIVE, None, "steer beta to this KL, in nats an answer")
+    add.option(sub, "--missing-eos-penalty", "X", add.NOT_NEGATIVE, 1.0, "for an answer that was cut")
+    add.option(sub, "--max-new-tokens", "N", add.COUNT, 96, "tokens of an answer at most")
+    add.option(sub, "--temperature", "X", add.POSITIVE, 1.0, "of sampling and update")
+    add.running(sub)
+
+
+def check_data(sub, verb):
+    add.model(sub, "the model that will be trained: its tokenizer, context, speed")
+    add.data(sub, "JSONL, .txt or .md files, or patterns")
+    add.option(sub, "--context", "N", add.COUNT, None, "tokens of a row at most (default: the model's context)")
+    add.option(sub, "--batch-size", "N", add.COUNT, 16, "for the estimates")
+    add.option(sub, "--show", "N", add.WHOLE, 2, "rows of each form to show, coloured by what is learned")
+    add.machine(sub, seed=False)
+
+
+def generate(sub, verb):
+    add.model(sub)
+    sub.add_argument("--prompt", metavar="TEXT", help="one prompt; the answer is printed")
+    add.data(sub, 'JSONL rows {"prompt"}; each gets a "completion"', required=False)
+    sub.add_argument("--out", metavar="FILE", help="the JSONL file for the rows (default: they are printed)")
+    add.flag(sub, "--raw", "no chat template: go on from the prompt as it is")
+    add.option(sub, "--batch-size", "N", add.COUNT, 32, "prompts at a time")
+    add.sampling(sub)
+    add.machine(sub)
+    add.overwrite(sub)
+
+
+def evaluate(sub, verb):
+    add.model(sub, "a language model or a reward model; or an adapter folder")
+    add.data(sub, "texts, answers, pairs; JSONL, .txt or .md")
+    sub.add_argument("--reference", metavar="DIR", help="for pairs: what --model was trained from (implicit reward)")
+    add.option(sub, "--show", "N", add.WHOLE, 0, "answers to show beside the expected ones")
+    add.option(sub, "--batch-size", "N", add.COUNT, 32, "rows at a time")
+    sub.add_argument("--out", metavar="FILE", help="a JSON file for the numbers")
+    add.length(sub)
+    add.machine(sub, seed=False)
+    add.overwrite(sub)
+
+
+def chat(sub, verb):
+    add.model(sub)
+    sub.add_argument("--system", metavar="TEXT", help="a system turn to begin with")
+    add.sampling(sub)
+    add.machine(sub)
+
+
+def merge(sub, verb):
+    add.model(sub, "the adapter folder")
+    sub.add_argument("--out", metavar="DIR", required=True, help="a new folder for the plain model")
+    add.overwrite(sub)
+
+
+ADD = {"tour": tour, "pretrain": pretrain, "sft": sft, "reward": sft, "ppo": ppo, "dpo": dpo, "check-data": check_data,
+       "generate": generate, "evaluate": evaluate, "chat": chat, "merge": merge}
+
+
+# ---- reading a command line ----
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with errors like all others: one sentence."""
 
@@ -60,7 +171,7 @@ def parse(argv):
     options = parser.parse_args(argv)
     options.argv = list(argv)
     if getattr(options, "lr", 0) is None:
-        options.lr = float(RATES[options.verb][bool(options.lora)])
+        options.lr = float(add.RATES[options.verb][bool(options.lora)])
     return options
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from minift import report, show
 from minift.core.files import write_json
 from minift.errors import MiniftError
-from minift.tour import adapt, align, instruct
+from minift.tour import adapt, align, instruct, prefer
 from minift.tour.common import Clock, Result, Settings, Tour, quick
 
 # name -> (stage, what the reader sees, seconds that it may take on two CPU cores, stages whose results it needs)
@@ -20,8 +20,8 @@ STAGES = {
     "continued": (adapt.continued, "2. Continued pre-training, with and without replay", 55, ()),
     "lora": (adapt.low_rank, "3. LoRA against full fine-tuning", 30, ("continued",)),
     "sft": (instruct.sft, "4. Instruction tuning (SFT)", 65, ()),
-    "preferences": (align.preferences, "5. Human preferences, simulated", 35, ("sft",)),
-    "reward": (align.reward, "6. The reward model", 30, ("preferences",)),
+    "preferences": (prefer.preferences, "5. Human preferences, simulated", 35, ("sft",)),
+    "reward": (prefer.reward, "6. The reward model", 30, ("preferences",)),
     "ppo": (align.ppo, "7. RLHF with PPO", 80, ("reward",)),
     "dpo": (align.dpo, "8. Direct preference optimization", 45, ("preferences",)),
     "comparison": (align.compare, "9. Side by side", 15, ("ppo", "dpo")),

@@ -4,7 +4,6 @@ import time
 
 import torch
 
-from minift import show
 from minift.core.checkpoint import load_model, save_model
 from minift.core.generate import generate
 from minift.core.train import train
@@ -15,7 +14,8 @@ from minift.evaluation.metrics import perplexity
 from minift.methods import lora
 from minift.methods.pretrain import make_pretrain_loss, replay
 from minift.recipes import join
-from minift.tour.common import Result, read_history, text_loss
+from minift.tour import draw
+from minift.tour.common import Result, text_loss
 
 DOMAIN = "notices"
 
@@ -30,22 +30,7 @@ def base(tour):
         model, prompt, max_new_tokens=90, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, generator=generator
     )
     samples = [tokenizer.decode(ids[mask], skip_special=True) for ids, mask in zip(out.input_ids, out.attention_mask)]
-    fig, axes = show.figure()
-    log = read_history(tour.base / "log.jsonl")
-    show.curves(
-        axes,
-        {
-            "training loss": ([r["step"] for r in log], [r["loss"] for r in log]),
-            "held-out stories": (
-                [r["step"] for r in log if "valid_stories_loss" in r],
-                [r["valid_stories_loss"] for r in log if "valid_stories_loss" in r],
-            ),
-        },
-        xlabel="step of pre-training",
-        ylabel="loss (nats per token)",
-        title="How the base was made",
-    )
-    show.save(fig, tour.picture("base"))
+    draw.draw_base(tour)
     n = sum(p.numel() for p in model.parameters())
     return Result(
         f"The pretrained base ({n:,} parameters) predicts unread stories at a perplexity of {perplexity(loss, 1):.2f}.",
@@ -112,20 +97,7 @@ def continued(tour):
         "new_loss_before": plain[0]["new_loss"],
         "new_loss": plain[-1]["new_loss"],
     }
-    fig, axes = show.figure(1, 2)
-    for axis, key, title in zip(axes, ("new", "old"), ("new domain: notices", "old domain: stories")):
-        show.curves(
-            axis,
-            {
-                label: ([r["step"] for r in run], [perplexity(r[f"{key}_loss"], 1) for r in run])
-                for label, run in (("new text only", plain), (f"{s.replay_share:.0%} old text replayed", with_replay))
-            },
-            xlabel="step",
-            ylabel="perplexity (held-out)",
-            title=title,
-            log=True,
-        )
-    show.save(fig, tour.picture("continued"))
+    draw.draw_continued(tour, plain, with_replay)
     return Result(
         f"Reading only notices, the model learns them (perplexity {measures['new_perplexity_before']:.0f} to "
         f"{measures['new_perplexity']:.1f}) and forgets stories ({measures['old_perplexity_before']:.1f} to "
@@ -181,17 +153,7 @@ def low_rank(tour):
         "lora_merged_time_ratio": speed,
         "lora_old_perplexity": perplexity(run[-1]["old_loss"], 1),
     }
-    fig, axes = show.figure(1, 2)
-    show.bars(
-        axes[0],
-        ["base", "LoRA", "full"],
-        [full["new_loss_before"], run[-1]["new_loss"], full["new_loss"]],
-        ylabel="loss on the new domain (nats per token)",
-    )
-    show.bars(
-        axes[1], ["LoRA", "full"], [12 * n_lora / 1e6, 12 * n_all / 1e6], ylabel="gradients and AdamW's state (MB)"
-    )
-    show.save(fig, tour.picture("lora"))
+    draw.draw_lora(tour, measures, run[-1]["new_loss"], full)
     return Result(
         f"LoRA trains {n_lora / n_all:.1%} of the parameters and gets {gain:.0%} of full fine-tuning's gain; merged, "
         f"its logits differ by {difference:.0e} of the largest and it generates in {speed:.2f} times the base's time.",
@@ -214,7 +176,7 @@ def speed_ratio(model, other, tokenizer, repeats=7):
     """Median time of generation with `model` over that with `other`, measured in turn."""
     prompt = torch.tensor([tokenizer.encode("One sunny morning")] * 8)
     times = ([], [])
-    for turn in range(2 * repeats):                                      # in turn, and each as often first as second
+    for turn in range(2 * repeats):  # in turn, and each as often first as second
         for which in (0, 1) if turn % 2 else (1, 0):
             start = time.perf_counter()
             generate((model, other)[which], prompt, max_new_tokens=24, eos_id=None, pad_id=tokenizer.pad_id)

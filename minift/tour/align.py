@@ -1,150 +1,29 @@
-"""Stages 5 to 9: preferences, the reward model, PPO, DPO, and all of them side by side."""
+"""Stages 7 to 9: PPO, DPO, and all models side by side."""
 
 import torch
 
-from minift import show
 from minift.core.checkpoint import save_model
-from minift.core.heads import TokenScorer
 from minift.core.logprobs import make_reference
 from minift.core.train import train
-from minift.datasets.batches import Batches, chunks
+from minift.datasets.batches import Batches
 from minift.datasets.chat import encode_prompt
-from minift.datasets.jsonl import read_jsonl, write_jsonl
-from minift.datasets.pairs import collate_pairs, encode_pairs
-from minift.datasets.preferences import annotate, sample_answers, sample_pairs
+from minift.datasets.pairs import collate_pairs
+from minift.datasets.preferences import sample_answers
 from minift.datasets.rubric import judge
 from minift.datasets.tasks import story_requests
-from minift.evaluation.metrics import bootstrap_interval, reliability_curve, win_rate
+from minift.evaluation.metrics import bootstrap_interval, win_rate
 from minift.methods.dpo import add_reference_logprobs, make_dpo_loss
 from minift.methods.ppo import PPOConfig, train_ppo
-from minift.methods.reward import make_reward_loss, normalise_scores, reward_from_model
-from minift.tour.common import Result, response_kl, smooth, story_scores
+from minift.methods.reward import reward_from_model
+from minift.tour import draw
+from minift.tour.common import TEMPERATURE, Result, response_kl, story_scores
+from minift.tour.prefer import pair_examples
 
-NOISE = 0.5  # of the simulated annotators, in points of the rubric
-TEMPERATURE = 0.7  # of every story that is sampled, PPO's among them; the KL is between these sharpened distributions
-
-
-def preferences(tour):
-    """5. Two sampled stories for each request; a simulated annotator with Bradley-Terry noise chooses one."""
-    s = tour.settings
-    model, tokenizer = tour.load("sft")
-    rows, kept = {}, {}
-    for split, n in (("train", s.n_pairs), ("valid", s.n_pairs_valid)):
-        requests = story_requests(n, tour.seed, split)
-        scenes = dict(requests)
-        pairs = sample_pairs(
-            model,
-            tokenizer,
-            [prompt for prompt, _ in requests],
-            max_new_tokens=s.story_tokens,
-            temperature=TEMPERATURE,
-            batch_size=128,
-            seed=tour.seed,
-        )
-        rows[split] = annotate(
-            pairs, lambda prompt, text: judge(text, scenes[prompt]).score, noise=NOISE, seed=tour.seed
-        )
-        kept[split] = len(pairs)
-        write_jsonl(
-            tour.out / f"preferences-{split}.jsonl", [{**row, "gold": list(row["gold"])} for row in rows[split]]
-        )
-    gaps = [row["gold"][0] - row["gold"][1] for row in rows["train"]]
-    agreed = sum((gap > 0) + (gap == 0) / 2 for gap in gaps) / len(gaps)
-    fig, axes = show.figure()
-    whole = [round(gap) for gap in gaps]
-    points = range(min(whole), max(whole) + 1)
-    show.bars(
-        axes,
-        [f"{point:+d}" for point in points],
-        [whole.count(point) for point in points],
-        ylabel="pairs",
-        title="Gold score of the chosen story minus that of the rejected one (points)",
-    )
-    show.save(fig, tour.picture("preferences"))
-    texts = [
-        (label, text)
-        for row in rows["train"][:3]
-        for label, text in (
-            ("request", row["prompt"]),
-            (f"chosen (gold {row['gold'][0]:.1f})", row["chosen"]),
-            (f"rejected (gold {row['gold'][1]:.1f})", row["rejected"]),
-        )
-    ]
-    return Result(
-        f"From {kept['train']} pairs of sampled stories the annotators chose the one that the rubric prefers in "
-        f"{agreed:.0%}.",
-        {"pairs": kept["train"], "annotator_agreement": agreed},
-        {"measure": "agreement with gold order", "before": 0.5, "after": agreed},
-        texts=texts,
-        pictures=[tour.picture("preferences")],
-    )
-
-
-def pair_examples(tour, tokenizer, split, context_length):
-    """The preference rows of a split as token ids."""
-    return encode_pairs(tokenizer, read_jsonl(tour.out / f"preferences-{split}.jsonl"), context_length)
-
-
-def reward(tour):
-    """6. The reward model: a score head on the SFT body, trained on the pairs."""
-    s = tour.settings
-    torch.manual_seed(tour.seed)
-    sft, tokenizer = tour.load("sft")
-    model = TokenScorer(sft.body)
-    examples = pair_examples(tour, tokenizer, "train", sft.config.context_length)
-    batches = Batches(examples, 16, lambda rows: collate_pairs(rows, tokenizer.pad_id), seed=tour.seed)
-    steps = s.reward_epochs * len(batches)
-    history = train(model, batches, make_reward_loss(model), steps=steps, lr=s.reward_lr, name="reward")
-    chosen, rejected, gold = score_pairs(tour, model.eval(), tokenizer, "valid")
-    normalise_scores(model, torch.cat([chosen, rejected]))
-    save_model(model, tokenizer, tour.out / "reward")
-    decided = [i for i, (a, b) in enumerate(gold) if a != b]
-    right = [bool(chosen[i] > rejected[i]) == (gold[i][0] > gold[i][1]) for i in decided]
-    probability = torch.sigmoid(chosen - rejected)
-    curve = reliability_curve(
-        [max(p, 1 - p) for p in probability.tolist()], [p > 0.5 for p in probability.tolist()], n_bins=10
-    )
-    measures = {
-        "reward_accuracy_gold": sum(right) / max(1, len(right)),
-        "reward_accuracy_annotators": (chosen > rejected).float().mean().item(),
-    }
-    fig, axes = show.figure(1, 2)
-    show.curves(
-        axes[0],
-        {"training loss": smooth(history, "loss")},
-        xlabel="step",
-        ylabel="Bradley-Terry loss (nats a pair, mean of 8 steps)",
-        title="Reward model",
-    )
-    show.reliability(
-        axes[1],
-        [point["confidence"] for point in curve],
-        [point["accuracy"] for point in curve],
-        [point["count"] for point in curve],
-    )
-    show.save(fig, tour.picture("reward"))
-    return Result(
-        f"On held-out pairs the reward model puts {measures['reward_accuracy_gold']:.0%} in the gold order "
-        f"({len(decided)} pairs without a tie).",
-        measures,
-        {"measure": "pairs in gold order", "before": 0.5, "after": measures["reward_accuracy_gold"]},
-        pictures=[tour.picture("reward")],
-    )
-
-
-@torch.no_grad()
-def score_pairs(tour, model, tokenizer, split):
-    """(chosen scores, rejected scores, gold pairs) of the pairs of a split."""
-    rows = read_jsonl(tour.out / f"preferences-{split}.jsonl")
-    chosen, rejected = [], []
-    for part in chunks(encode_pairs(tokenizer, rows, model.config.context_length), 32):
-        batch = collate_pairs(part, tokenizer.pad_id)
-        chosen.append(model.last_scores(batch["chosen_input_ids"], batch["chosen_attention_mask"]))
-        rejected.append(model.last_scores(batch["rejected_input_ids"], batch["rejected_attention_mask"]))
-    return torch.cat(chosen), torch.cat(rejected), [row["gold"] for row in rows]
+SHOWN = ("iteration", "score", "gold", "kl", "entropy", "response_length", "clip_fraction", "explained_variance")
 
 
 def ppo_config(s):
+    """The settings of PPO; beta is the price of a nat in units of the normalised learned score."""
     return PPOConfig(
         beta=0.05,
         value_coef=0.5,
@@ -187,7 +66,7 @@ def ppo(tour):
     )
     save_model(policy, tokenizer, tour.out / "ppo")
     rows = [{**row, "gold": value} for row, value in zip(history, gold, strict=True)]
-    draw_ppo(tour, rows)
+    draw.draw_ppo(tour, rows)
     first, last = rows[0], rows[-1]
     return Result(
         f"PPO raises the learned score from {first['score']:.2f} to {last['score']:.2f} and the gold score "
@@ -199,22 +78,7 @@ def ppo(tour):
             "ppo_kl_last": last["kl"],
         },
         {"measure": "gold score, rollouts", "before": first["gold"], "after": last["gold"]},
-        rows=[
-            {
-                key: row[key]
-                for key in (
-                    "iteration",
-                    "score",
-                    "gold",
-                    "kl",
-                    "entropy",
-                    "response_length",
-                    "clip_fraction",
-                    "explained_variance",
-                )
-            }
-            for row in rows[:: max(1, len(rows) // 8)]
-        ],
+        rows=[{key: row[key] for key in SHOWN} for row in rows[:: max(1, len(rows) // 8)]],
         pictures=[tour.picture("ppo")],
     )
 
@@ -226,29 +90,6 @@ def gold_of(generation, tokenizer, scenes):
         scene = scenes[tuple(ids[real & ~written].tolist())]
         scores.append(judge(tokenizer.decode(ids[written].tolist(), skip_special=True), scene).score)
     return sum(scores) / len(scores)
-
-
-def draw_ppo(tour, rows):
-    """PPO's eight curves: what is wanted, what it costs, and how the optimization fares."""
-    fig, axes = show.figure(2, 4)
-    labels = {
-        "gold": "gold score (0 to 10)",
-        "score": "learned score",
-        "kl": "KL to SFT (nats a response)",
-        "entropy": "entropy (nats a token)",
-        "response_length": "response length (tokens)",
-        "clip_fraction": "clip fraction",
-        "explained_variance": "explained variance",
-        "eos_share": "ended by <eos>",
-    }
-    for axis, (key, label) in zip(axes.flat, labels.items()):
-        show.curves(
-            axis,
-            {label: ([row["iteration"] for row in rows], [row[key] for row in rows])},
-            xlabel="iteration",
-            ylabel=label,
-        )
-    show.save(fig, tour.picture("ppo"))
 
 
 def dpo(tour):
@@ -281,7 +122,7 @@ def dpo(tour):
     policy.eval()
     save_model(policy, tokenizer, tour.out / "dpo")
     seen = [start] + [row for row in history if "gold" in row]
-    draw_dpo(tour, history, seen)
+    draw.draw_dpo(tour, history, seen)
     return Result(
         f"DPO takes the gold score from {start['gold']:.1f} to {seen[-1]['gold']:.1f} at a KL of "
         f"{seen[-1]['kl']:.1f} nats; the first loss was {history[0]['loss']:.4f} (ln 2 = 0.6931).",
@@ -310,31 +151,6 @@ def on_requests(model, reference, tokenizer, requests, max_new_tokens, seed):
     gold = story_scores([answer.text for answer in answers], [scene for _, scene in requests])
     kl = response_kl(make_reference(model, TEMPERATURE), reference, answers, tokenizer.pad_id)
     return {"gold": sum(gold) / len(gold), "kl": sum(kl) / len(kl)}
-
-
-def draw_dpo(tour, history, seen):
-    """DPO's loss, margin and log-probabilities while it trains, and what its samples are worth."""
-    fig, axes = show.figure(1, 4)
-    show.curves(axes[0], {"loss": smooth(history, "loss")}, xlabel="step", ylabel="DPO loss (nats, mean of 8 steps)")
-    show.curves(
-        axes[1], {"margin": smooth(history, "margin")}, xlabel="step", ylabel="margin of implicit rewards (nats)"
-    )
-    show.curves(
-        axes[2],
-        {"chosen": smooth(history, "chosen_logprobs"), "rejected": smooth(history, "rejected_logprobs")},
-        xlabel="step",
-        ylabel="log p of the response (nats)",
-    )
-    show.curves(
-        axes[3],
-        {
-            "gold score": ([row["step"] for row in seen], [row["gold"] for row in seen]),
-            "KL (nats)": ([row["step"] for row in seen], [row["kl"] for row in seen]),
-        },
-        xlabel="step",
-        ylabel="sampled stories",
-    )
-    show.save(fig, tour.picture("dpo"))
 
 
 def compare(tour):
@@ -376,7 +192,7 @@ def compare(tour):
             }
         )
         measures |= {f"gold_{name}": mean, f"kl_{name}": one["kl"], f"win_rate_{name}": rate}
-    draw_comparison(tour, rows)
+    draw.draw_comparison(tour, rows)
     texts = [("request", prompts[0])] + [
         (f"{name} (gold {one['gold'][0]:.1f})", one["answers"][0].text) for name, one in found.items()
     ]
@@ -393,24 +209,3 @@ def compare(tour):
         rows=rows,
         pictures=[tour.picture("comparison")],
     )
-
-
-def draw_comparison(tour, rows):
-    """Gold score of all models with intervals, and how far the tuned ones are from SFT."""
-    fig, axes = show.figure(1, 2)
-    ends = [(row["95 % from"], row["to"]) for row in rows]
-    show.bars(
-        axes[0],
-        [row["model"] for row in rows],
-        [row["gold score"] for row in rows],
-        ends,
-        ylabel="gold score, 95 % interval",
-    )
-    tuned = [row for row in rows if row["model"] != "base"]
-    show.bars(
-        axes[1],
-        [row["model"] for row in tuned],
-        [row["KL to SFT (nats)"] for row in tuned],
-        ylabel="KL to SFT (nats a response)",
-    )
-    show.save(fig, tour.picture("comparison"))

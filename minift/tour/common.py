@@ -17,6 +17,7 @@ from minift.evaluation.metrics import language_model_nll
 from minift.methods.sft import make_labels
 
 BASE = Path("data/base")
+TEMPERATURE = 0.7  # of every sampled story, PPO's too; KL is between these sharpened distributions
 
 
 @dataclass(frozen=True)

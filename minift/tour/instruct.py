@@ -2,7 +2,6 @@
 
 import torch
 
-from minift import show
 from minift.core.checkpoint import save_model
 from minift.core.train import train
 from minift.datasets.batches import Batches, collate
@@ -11,7 +10,8 @@ from minift.datasets.preferences import sample_answers
 from minift.datasets.tasks import TASKS, WRITING, instructions
 from minift.evaluation.metrics import exact_match
 from minift.methods.sft import encode_examples, make_sft_loss
-from minift.tour.common import Result, smooth
+from minift.tour import draw
+from minift.tour.common import Result
 
 READING = tuple(task for task in TASKS if task not in WRITING)
 MIXTURE = READING + WRITING * 6  # two in five examples ask for a story, which has many more tokens to get right
@@ -48,7 +48,7 @@ def sft(tour):
         "ends_with_eos": sum(answer.ended for answer in after) / len(after),
         **{f"exact_match_{row['task']}": row["SFT"] for row in rows},
     }
-    draw(tour, tokenizer, chats, history)
+    draw.draw_sft(tour, tokenizer, chats, history)
     texts = [
         (label, text)
         for i in range(2)
@@ -87,19 +87,3 @@ def score(answers, rows, task=None):
         if task is None or row["task"] == task
     ]
     return exact_match(*zip(*pairs)) if pairs else float("nan")
-
-
-def draw(tour, tokenizer, chats, history):
-    """The picture of a batch with its loss mask, and the curve of the loss."""
-    fig, axes = show.figure(width=11, height=7)
-    show.draw_tokens(axes, tokenizer, [ids for ids, _ in chats[5:10]], [mask for _, mask in chats[5:10]])
-    show.save(fig, tour.picture("sft-mask"))
-    fig, axes = show.figure()
-    show.curves(
-        axes,
-        {"training loss": smooth(history, "loss")},
-        xlabel="step",
-        ylabel="loss on response tokens (nats a token, mean of 8 steps)",
-        title="Instruction tuning",
-    )
-    show.save(fig, tour.picture("sft"))

@@ -1,0 +1,183 @@
+"""The pictures of the tour's stages, one function a stage; each writes a file into the run's folder."""
+
+from minift import show
+from minift.evaluation.metrics import perplexity
+from minift.tour.common import read_history, smooth
+
+
+def draw_base(tour):
+    """How the loss fell while the base was made: its own committed log."""
+    fig, axes = show.figure()
+    log = read_history(tour.base / "log.jsonl")
+    show.curves(
+        axes,
+        {
+            "training loss": ([r["step"] for r in log], [r["loss"] for r in log]),
+            "held-out stories": (
+                [r["step"] for r in log if "valid_stories_loss" in r],
+                [r["valid_stories_loss"] for r in log if "valid_stories_loss" in r],
+            ),
+        },
+        xlabel="step of pre-training",
+        ylabel="loss (nats per token)",
+        title="How the base was made",
+    )
+    show.save(fig, tour.picture("base"))
+
+
+def draw_continued(tour, plain, with_replay):
+    """Perplexity of both domains over the steps, without and with replay."""
+    fig, axes = show.figure(1, 2)
+    for axis, key, title in zip(axes, ("new", "old"), ("new domain: notices", "old domain: stories")):
+        show.curves(
+            axis,
+            {
+                label: ([r["step"] for r in run], [perplexity(r[f"{key}_loss"], 1) for r in run])
+                for label, run in (
+                    ("new text only", plain),
+                    (f"{tour.settings.replay_share:.0%} old text replayed", with_replay),
+                )
+            },
+            xlabel="step",
+            ylabel="perplexity (held-out)",
+            title=title,
+            log=True,
+        )
+    show.save(fig, tour.picture("continued"))
+
+
+def draw_lora(tour, measures, lora_loss, full):
+    """The loss that LoRA and full fine-tuning reach, and the memory that training takes beside the weights."""
+    fig, axes = show.figure(1, 2)
+    show.bars(
+        axes[0],
+        ["base", "LoRA", "full"],
+        [full["new_loss_before"], lora_loss, full["new_loss"]],
+        ylabel="loss on the new domain (nats per token)",
+    )
+    show.bars(
+        axes[1],
+        ["LoRA", "full"],
+        [measures["lora_training_megabytes"], measures["full_training_megabytes"]],
+        ylabel="gradients and AdamW's state (MB)",
+    )
+    show.save(fig, tour.picture("lora"))
+
+
+def draw_sft(tour, tokenizer, chats, history):
+    """The picture of a batch with its loss mask, and the curve of the loss."""
+    fig, axes = show.figure(width=11, height=7)
+    show.draw_tokens(axes, tokenizer, [ids for ids, _ in chats[5:10]], [mask for _, mask in chats[5:10]])
+    show.save(fig, tour.picture("sft-mask"))
+    fig, axes = show.figure()
+    show.curves(
+        axes,
+        {"training loss": smooth(history, "loss")},
+        xlabel="step",
+        ylabel="loss on response tokens (nats a token, mean of 8 steps)",
+        title="Instruction tuning",
+    )
+    show.save(fig, tour.picture("sft"))
+
+
+def draw_preferences(tour, gaps):
+    """How much better, in gold points, the chosen stories are than the rejected ones."""
+    fig, axes = show.figure()
+    whole = [round(gap) for gap in gaps]
+    points = range(min(whole), max(whole) + 1)
+    show.bars(
+        axes,
+        [f"{point:+d}" for point in points],
+        [whole.count(point) for point in points],
+        ylabel="pairs",
+        title="Gold score of the chosen story minus that of the rejected one (points)",
+    )
+    show.save(fig, tour.picture("preferences"))
+
+
+def draw_reward(tour, history, curve):
+    """The reward model's loss, and whether it is right as often as it says."""
+    fig, axes = show.figure(1, 2)
+    show.curves(
+        axes[0],
+        {"training loss": smooth(history, "loss")},
+        xlabel="step",
+        ylabel="Bradley-Terry loss (nats a pair, mean of 8 steps)",
+        title="Reward model",
+    )
+    show.reliability(
+        axes[1],
+        [point["confidence"] for point in curve],
+        [point["accuracy"] for point in curve],
+        [point["count"] for point in curve],
+    )
+    show.save(fig, tour.picture("reward"))
+
+
+def draw_ppo(tour, rows):
+    """PPO's eight curves: what is wanted, what it costs, and how the optimization fares."""
+    fig, axes = show.figure(2, 4)
+    labels = {
+        "gold": "gold score (0 to 10)",
+        "score": "learned score",
+        "kl": "KL to SFT (nats a response)",
+        "entropy": "entropy (nats a token)",
+        "response_length": "response length (tokens)",
+        "clip_fraction": "clip fraction",
+        "explained_variance": "explained variance",
+        "eos_share": "ended by <eos>",
+    }
+    for axis, (key, label) in zip(axes.flat, labels.items()):
+        show.curves(
+            axis,
+            {label: ([row["iteration"] for row in rows], [row[key] for row in rows])},
+            xlabel="iteration",
+            ylabel=label,
+        )
+    show.save(fig, tour.picture("ppo"))
+
+
+def draw_dpo(tour, history, seen):
+    """DPO's loss, margin and log-probabilities while it trains, and what its samples are worth."""
+    fig, axes = show.figure(1, 4)
+    show.curves(axes[0], {"loss": smooth(history, "loss")}, xlabel="step", ylabel="DPO loss (nats, mean of 8 steps)")
+    show.curves(
+        axes[1], {"margin": smooth(history, "margin")}, xlabel="step", ylabel="margin of implicit rewards (nats)"
+    )
+    show.curves(
+        axes[2],
+        {"chosen": smooth(history, "chosen_logprobs"), "rejected": smooth(history, "rejected_logprobs")},
+        xlabel="step",
+        ylabel="log p of the response (nats)",
+    )
+    show.curves(
+        axes[3],
+        {
+            "gold score": ([row["step"] for row in seen], [row["gold"] for row in seen]),
+            "KL (nats)": ([row["step"] for row in seen], [row["kl"] for row in seen]),
+        },
+        xlabel="step",
+        ylabel="sampled stories",
+    )
+    show.save(fig, tour.picture("dpo"))
+
+
+def draw_comparison(tour, rows):
+    """Gold score of all models with intervals, and how far the tuned ones are from SFT."""
+    fig, axes = show.figure(1, 2)
+    ends = [(row["95 % from"], row["to"]) for row in rows]
+    show.bars(
+        axes[0],
+        [row["model"] for row in rows],
+        [row["gold score"] for row in rows],
+        ends,
+        ylabel="gold score, 95 % interval",
+    )
+    tuned = [row for row in rows if row["model"] != "base"]
+    show.bars(
+        axes[1],
+        [row["model"] for row in tuned],
+        [row["KL to SFT (nats)"] for row in tuned],
+        ylabel="KL to SFT (nats a response)",
+    )
+    show.save(fig, tour.picture("comparison"))

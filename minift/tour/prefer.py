@@ -1,0 +1,115 @@
+"""Stages 5 and 6: preferences between sampled stories, and the reward model that learns them."""
+
+import torch
+
+from minift.core.checkpoint import save_model
+from minift.core.heads import TokenScorer
+from minift.core.train import train
+from minift.datasets.batches import Batches, chunks
+from minift.datasets.jsonl import read_jsonl, write_jsonl
+from minift.datasets.pairs import collate_pairs, encode_pairs
+from minift.datasets.preferences import annotate, sample_pairs
+from minift.datasets.rubric import judge
+from minift.datasets.tasks import story_requests
+from minift.evaluation.metrics import reliability_curve
+from minift.methods.reward import make_reward_loss, normalise_scores
+from minift.tour import draw
+from minift.tour.common import TEMPERATURE, Result
+
+NOISE = 0.5  # of the simulated annotators, in points of the rubric
+
+
+def preferences(tour):
+    """5. Two sampled stories for each request; a simulated annotator with Bradley-Terry noise chooses one."""
+    s = tour.settings
+    model, tokenizer = tour.load("sft")
+    rows, kept = {}, {}
+    for split, n in (("train", s.n_pairs), ("valid", s.n_pairs_valid)):
+        requests = story_requests(n, tour.seed, split)
+        scenes = dict(requests)
+        pairs = sample_pairs(
+            model,
+            tokenizer,
+            [prompt for prompt, _ in requests],
+            max_new_tokens=s.story_tokens,
+            temperature=TEMPERATURE,
+            batch_size=128,
+            seed=tour.seed,
+        )
+        rows[split] = annotate(
+            pairs, lambda prompt, text: judge(text, scenes[prompt]).score, noise=NOISE, seed=tour.seed
+        )
+        kept[split] = len(pairs)
+        write_jsonl(
+            tour.out / f"preferences-{split}.jsonl", [{**row, "gold": list(row["gold"])} for row in rows[split]]
+        )
+    gaps = [row["gold"][0] - row["gold"][1] for row in rows["train"]]
+    agreed = sum((gap > 0) + (gap == 0) / 2 for gap in gaps) / len(gaps)
+    draw.draw_preferences(tour, gaps)
+    texts = [
+        (label, text)
+        for row in rows["train"][:3]
+        for label, text in (
+            ("request", row["prompt"]),
+            (f"chosen (gold {row['gold'][0]:.1f})", row["chosen"]),
+            (f"rejected (gold {row['gold'][1]:.1f})", row["rejected"]),
+        )
+    ]
+    return Result(
+        f"From {kept['train']} pairs of sampled stories the annotators chose the one that the rubric prefers in "
+        f"{agreed:.0%}.",
+        {"pairs": kept["train"], "annotator_agreement": agreed},
+        {"measure": "agreement with gold order", "before": 0.5, "after": agreed},
+        texts=texts,
+        pictures=[tour.picture("preferences")],
+    )
+
+
+def pair_examples(tour, tokenizer, split, context_length):
+    """The preference rows of a split as token ids."""
+    return encode_pairs(tokenizer, read_jsonl(tour.out / f"preferences-{split}.jsonl"), context_length)
+
+
+def reward(tour):
+    """6. The reward model: a score head on the SFT body, trained on the pairs."""
+    s = tour.settings
+    torch.manual_seed(tour.seed)
+    sft, tokenizer = tour.load("sft")
+    model = TokenScorer(sft.body)
+    examples = pair_examples(tour, tokenizer, "train", sft.config.context_length)
+    batches = Batches(examples, 16, lambda rows: collate_pairs(rows, tokenizer.pad_id), seed=tour.seed)
+    steps = s.reward_epochs * len(batches)
+    history = train(model, batches, make_reward_loss(model), steps=steps, lr=s.reward_lr, name="reward")
+    chosen, rejected, gold = score_pairs(tour, model.eval(), tokenizer, "valid")
+    normalise_scores(model, torch.cat([chosen, rejected]))
+    save_model(model, tokenizer, tour.out / "reward")
+    decided = [i for i, (a, b) in enumerate(gold) if a != b]
+    right = [bool(chosen[i] > rejected[i]) == (gold[i][0] > gold[i][1]) for i in decided]
+    probability = torch.sigmoid(chosen - rejected)
+    curve = reliability_curve(
+        [max(p, 1 - p) for p in probability.tolist()], [p > 0.5 for p in probability.tolist()], n_bins=10
+    )
+    measures = {
+        "reward_accuracy_gold": sum(right) / max(1, len(right)),
+        "reward_accuracy_annotators": (chosen > rejected).float().mean().item(),
+    }
+    draw.draw_reward(tour, history, curve)
+    return Result(
+        f"On held-out pairs the reward model puts {measures['reward_accuracy_gold']:.0%} in the gold order "
+        f"({len(decided)} pairs without a tie).",
+        measures,
+        {"measure": "pairs in gold order", "before": 0.5, "after": measures["reward_accuracy_gold"]},
+        pictures=[tour.picture("reward")],
+    )
+
+
+@torch.no_grad()
+def score_pairs(tour, model, tokenizer, split):
+    """(chosen scores, rejected scores, gold pairs) of the pairs of a split."""
+    rows = read_jsonl(tour.out / f"preferences-{split}.jsonl")
+    chosen, rejected = [], []
+    for part in chunks(encode_pairs(tokenizer, rows, model.config.context_length), 32):
+        batch = collate_pairs(part, tokenizer.pad_id)
+        chosen.append(model.last_scores(batch["chosen_input_ids"], batch["chosen_attention_mask"]))
+        rejected.append(model.last_scores(batch["rejected_input_ids"], batch["rejected_attention_mask"]))
+    return torch.cat(chosen), torch.cat(rejected), [row["gold"] for row in rows]
