@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 
 from minift import recipes
 from minift.core.checkpoint import load_model
@@ -28,13 +27,13 @@ def manifest():
     return json.loads((BASE / "manifest.json").read_text(encoding="utf-8"))
 
 
-def write(base, texts, new, temperature=0.0):
-    """What the base writes behind each text, up to <eos>."""
+def write(base, texts, new):
+    """What the base writes behind each text, greedily, up to <eos>."""
     model, tokenizer = base
     rows = [tokenizer.encode(text) for text in texts]
     mask = pad([[True] * len(row) for row in rows], False, side="left")
-    out = generate(model, pad(rows, tokenizer.pad_id, side="left"), mask, max_new_tokens=new, temperature=temperature,
-                   eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, generator=torch.Generator().manual_seed(0))
+    out = generate(model, pad(rows, tokenizer.pad_id, side="left"), mask, max_new_tokens=new, temperature=0.0,
+                   eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
     return [tokenizer.decode(ids[written], skip_special=True) for ids, written in zip(out.input_ids, out.response_mask)]
 
 
@@ -75,9 +74,9 @@ def test_it_answers_the_questions_of_its_own_dialogues(base):
 
 
 def test_it_writes_coherent_stories(base):
-    """Told what a story is to be about, it tells one: child, animal and thing stay what they were (temperature 0.5)."""
+    """Told what a story is to be about, it tells one: child, animal and thing stay what they were (greedy)."""
     scenes = world.draw_scenes(40, "base/stories", "test")
     texts = [world.with_articles(f"About: {s.name}, a {s.animal}, a {s.thing}\n") for s in scenes]
-    seen = [rubric.judge(text.split("\n")[0], scene) for text, scene in zip(write(base, texts, 150, 0.5), scenes)]
-    assert sum(one.whole == 1 and one.asked == 1 for one in seen) / 40 >= 0.85
-    assert sum(one.faults for one in seen) / 40 <= 0.5
+    seen = [rubric.judge(text.split("\n")[0], scene) for text, scene in zip(write(base, texts, 150), scenes)]
+    assert sum(one.whole == 1 and one.asked == 1 for one in seen) / 40 >= 0.9
+    assert sum(one.faults for one in seen) / 40 <= 0.3

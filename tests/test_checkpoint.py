@@ -416,7 +416,7 @@ def test_a_killed_save_leaves_a_model(tmp_path):
         saved = fork.Event()
         child = fork.Process(target=save_for_ever, args=(tmp_path, saved))
         child.start()
-        assert saved.wait(20)
+        assert saved.wait(120)
         time.sleep(0.02 * rng.random())
         child.kill()
         child.join(20)

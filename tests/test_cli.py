@@ -27,7 +27,7 @@ from minift.jobs import use
 from minift.jobs.models import open_model
 from minift.jobs.sampling import continuation
 from minift.jobs.training import SAMPLE_LENGTH, SAMPLE_PROMPT
-from minift.jobs.verbs import VERBS
+from minift.jobs.verbs import VERBS, parse
 from minift.methods.lora import without_lora
 from minift.methods.sft import make_labels
 
@@ -535,9 +535,16 @@ def test_help_answers_at_once_and_fits_a_screen(capsys):
         assert lines[-1].startswith("  python -m minift ") and not any(
             len(line) > 100 for line in lines if "python" not in line
         ), verb
-    lines = ["import sys, minift.__main__ as command", "try: command.main(['sft', '--help'])", "except SystemExit: pass",
-             "assert 'torch' not in sys.modules"]
+    lines = ["import sys, minift.__main__ as command", "try: command.main(['sft', '--help'])",
+             "except SystemExit: pass", "assert 'torch' not in sys.modules"]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_lora_learns_faster(parse=parse):
+    """The default learning rate is LoRA's with --lora, and the one that was asked for where one was."""
+    words = ["sft", "--model", "m", "--data", "d", "--out", "o"]
+    found = [parse(words + more).lr for more in ([], ["--lora", "8"], ["--lr", "0.25", "--lora", "8"])]
+    assert found[0] < found[1] and found[2] == 0.25
 
 
 def layout(tmp_path, monkeypatch):

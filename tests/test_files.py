@@ -311,7 +311,7 @@ def test_a_killed_save_leaves_a_complete_file(tmp_path):
     for _ in range(12):
         saved = FORK.Event()
         child = in_child(save_for_ever, file, saved)
-        assert saved.wait(20)
+        assert saved.wait(120)
         time.sleep(0.03 * rng.random())
         child.kill()
         child.join(20)

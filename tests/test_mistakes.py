@@ -49,25 +49,27 @@ MISTAKES = {
     "sft --model @model --data @chats.jsonl --out @judge": "is not empty",
     f"{SFT} --resume": "holds no run that was stopped", f"{SFT} --valid @chats.jsonl": "is in --valid too",
     f"{SFT} --lora 0": "--lora: expected a whole number", f"{SFT} --lora 17": "rank is 17",
-    f"{SFT} --lr 0": "--lr: expected a number above 0", f"{SFT} --lr nan": "--lr: expected a number above 0",
+    f"{SFT} --lr 0": "--lr: expected a number above 0", f"{SFT} --lr nan": "--lr: expected a number",
     f"{SFT} --batch-size 0": "--batch-size", f"{SFT} --steps 0": "--steps", f"{SFT} --context 97": "context of 96",
     f"{SFT} --dtype bfloat16 --device cpu": "bfloat16 is slower", f"{SFT} --device tpu": "--device",
     f"{DPO} --beta 0": "--beta: expected a number above 0", f"{DPO} --label-smoothing 0.5": "--label-smoothing",
     "dpo --model @model --data @same.jsonl --out @out": "3 dropped: chosen and rejected are the same",
     "ppo --model @model --data @prompts.jsonl --out @out": "one of --reward-model",
     f"{PPO} --reward-model @judge --reward-fn @nan.py:f": "one of --reward-model",
-    f"{PPO} --reward-model @model": "--reward-model needs a reward model", f"{PPO} --reward-model @short": "add --context 40",
+    f"{PPO} --reward-model @model": "--reward-model needs a reward model",
+    f"{PPO} --reward-model @short": "add --context 40",
     f"{PPO} --reward-fn @no.py:f": "expected a Python file", f"{PPO} --reward-fn @nan.py:g": "no function called g",
     f"{PPO} --reward-fn @nan.py:f --beta -1": "--beta", f"{PPO} --reward-fn @nan.py:f": "returned nan",
     f"{PPO} --reward-fn @few.py:f": "1 numbers for 2 responses",
-    f"{PPO} --reward-fn @bad.py:f": "bad.py:2 raised ZeroDivisionError",
+    f"{PPO} --reward-fn @bad.py:f": "bad.py:2 raised OSError: a b",
     f"{PPO} --reward-fn @nan.py:f --max-new-tokens 94": "leaves no room to answer",
     GENERATE: "one of --prompt", f"{GENERATE} --prompt x --temperature -1": "--temperature",
     f"{GENERATE} --prompt x --top-p 0": "--top-p", f"{GENERATE} --prompt x --out @chats.jsonl": "exists",
     f"{GENERATE} --raw --data @chat.jsonl": "chat.jsonl:1: with --raw",
     f"{GENERATE} --data @wordy.jsonl": "wordy.jsonl:1: the prompt has",
     f"{GENERATE} --prompt x --max-new-tokens 96": "lower --max",
-    "evaluate --model @judge --data @chats.jsonl": "is a reward model", "merge --model @model --out @out": "nothing to merge",
+    "evaluate --model @judge --data @chats.jsonl": "is a reward model",
+    "merge --model @model --out @out": "nothing to merge",
     "pretrain --out @out": "--model DIR and --data", "tour --stages nap --out @out": "nap",
 }
 
@@ -84,7 +86,7 @@ def prepare(folder):
              "same": [{"prompt": "p", "chosen": "x", "rejected": "x"}] * 3, "wordy": [{"prompt": "word " * 99}]}
     for name, rows in files.items():
         write(folder / f"{name}.jsonl", *rows)
-    for name, body in {"nan": "[float('nan')] * len(r)", "few": "[1.0]", "bad": "1 / 0"}.items():
+    for name, body in {"nan": "[float('nan')] * len(r)", "few": "[1.0]", "bad": "(i for i in r).throw(OSError('a\\nb'))"}.items():
         (folder / f"{name}.py").write_text(f"def f(p, r):\n    return {body}\n", encoding="utf-8")
 
 

@@ -194,8 +194,8 @@ def test_a_picture_of_tokens_is_as_tall_as_its_text(draw_tokens=show.draw_tokens
 def test_dollars_are_drawn_as_dollars(draw_tokens=show.draw_tokens, curves=show.curves):
     """Text between two "$" is no formula: it takes as much room as its characters do, in tokens, labels and titles."""
     fig, ax = show.figure()
-    curves(ax, {"$a$": ([1, 2], [3, 4])}, xlabel="$a$", ylabel="$a$", title="$a$")
-    for text in (*ax.get_legend().get_texts(), ax.xaxis.label, ax.title):
+    curves(ax, {"$a$": ([1, 2], [3, 4]), "$b$": ([1, 2], [4, 3])}, xlabel="$a$", ylabel="$a$", title="$a$")
+    for text in (ax.get_legend().get_texts()[0], ax.xaxis.label, ax.title):
         as_it_is = ax.text(1.5, 3.5, "$a$", parse_math=False, fontsize=text.get_fontsize())
         formula = ax.text(1.5, 3.5, "$a$", fontsize=text.get_fontsize())
         fig.draw_without_rendering()

@@ -1,20 +1,20 @@
 """An example for `python -m minift ppo --reward-fn data/samples/reward_fn.py:score`: wishes, written down as points.
 
 The function gets the prompts as they stand in the data file, and the responses as texts; it returns one finite number for
-each response. Beware of what you wish for: the policy finds the cheapest way to please.
+each response. Beware of what you wish for: with a point for every glad word, whatever stands around it, the policy soon
+writes two glad words and stops. So the glad end counts in a whole story only.
 """
 
 GLAD = ("glad", "happy", "merry", "proud", "cheerful", "delighted", "thankful", "grateful", "thrilled", "laughed", "smiled")
 
 
 def score(prompts, responses):
-    """A point for each wish that comes true: a whole story, a last sentence with a glad word, and no loose end."""
+    """One number for each response: up to 3 points for a whole story, and 2 more when it ends gladly."""
     return [points(response) for response in responses]
 
 
 def points(response):
     sentences = [sentence for sentence in response.split(".") if sentence.strip()]
-    whole = min(len(sentences), 6) / 6                                      # six sentences are enough
+    whole = min(len(sentences), 7) / 7
     glad = bool(sentences) and any(word in sentences[-1] for word in GLAD)
-    ended = response.rstrip().endswith((".", '."'))
-    return whole + glad + ended
+    return 3 * whole + 2 * (glad and whole == 1)

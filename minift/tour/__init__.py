@@ -143,11 +143,10 @@ def draw_overview(tour):
     """One picture: what each stage changed, before and after, each on its own scale."""
     found = ordered(tour)
     fig, axes = show.figure((len(found) + 4) // 5, min(5, len(found)), width=13, height=3.3 * ((len(found) + 4) // 5))
-    axes = axes.flat if len(found) > 1 else [axes]
-    for axis in axes:
+    axes = list(axes.flat) if len(found) > 1 else [axes]
+    for axis in axes[len(found) :]:
         axis.set_visible(False)
     for axis, (name, result) in zip(axes, found):
-        axis.set_visible(True)
         show.bars(
             axis,
             ["before", "after"],
