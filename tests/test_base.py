@@ -1,4 +1,4 @@
-"""The checkpoint that comes with the repository is the one that its manifest describes, and can do what it is used for."""
+"""The checkpoint that comes with the repository is what its manifest says, and can do what it is used for."""
 
 import hashlib
 import json

@@ -86,7 +86,7 @@ def prepare(folder):
              "same": [{"prompt": "p", "chosen": "x", "rejected": "x"}] * 3, "wordy": [{"prompt": "word " * 99}]}
     for name, rows in files.items():
         write(folder / f"{name}.jsonl", *rows)
-    for name, body in {"nan": "[float('nan')] * len(r)", "few": "[1.0]", "bad": "(i for i in r).throw(OSError('a\\nb'))"}.items():
+    for name, body in {"nan": "[float('nan')] * len(r)", "few": "[1.0]", "bad": "(i for i in r).throw(OSError('a\\nb'))"}.items():  # noqa: E501
         (folder / f"{name}.py").write_text(f"def f(p, r):\n    return {body}\n", encoding="utf-8")
 
 

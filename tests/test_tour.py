@@ -22,7 +22,7 @@ def fake_stages(monkeypatch, calls):
         def run(one):
             calls.append((name, one.seed))
             row = {"measure": name, "before": 0.0, "after": 1.0}
-            return common.Result(f"{name} ran.", {f"{name}_measure": float(one.seed + 1)}, row, texts=[("sample", "<b>")])
+            return common.Result(f"{name} ran.", {f"{name}_measure": float(one.seed + 1)}, row, texts=[("sample", "<b>")])  # noqa: E501
 
         return run
 
