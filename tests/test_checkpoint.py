@@ -1,15 +1,14 @@
 import ast
 import dataclasses
 import json
-import multiprocessing
 import os
 import pickle
 import random
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from children import kill_while, posix
 from torch import nn
 
 import minift
@@ -397,7 +396,7 @@ def test_the_fingerprint_is_that_of_the_base(fingerprint=checkpoint.fingerprint)
         fingerprint(wrapped(models()["tied"], merged=True))
 
 
-def save_for_ever(path, saved):
+def save_for_ever(path, ready):
     model = models()["tied"]
     for i in range(1, 10_000):
         with torch.no_grad():
@@ -405,21 +404,15 @@ def save_for_ever(path, saved):
                 parameter.fill_(i)
         checkpoint.save_model(model, TOKENIZER, path)
         if i == 1:
-            saved.set()
+            ready.touch()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL, which Windows does not have")
+@posix
 def test_a_killed_save_leaves_a_model(tmp_path):
     """Kill a process that saves over and over: the folder always opens, and holds one state, not two halves."""
-    rng, fork = random.Random(0), multiprocessing.get_context("fork")
-    for _ in range(8):
-        saved = fork.Event()
-        child = fork.Process(target=save_for_ever, args=(tmp_path, saved))
-        child.start()
-        assert saved.wait(120)
-        time.sleep(0.02 * rng.random())
-        child.kill()
-        child.join(20)
-        model, tokenizer = checkpoint.load_model(tmp_path)
+    folder, ready, rng = tmp_path / "model", tmp_path / "ready", random.Random(0)
+    for _ in range(6):
+        kill_while(save_for_ever, folder, ready, ready=ready, rng=rng, within=0.02)
+        model, tokenizer = checkpoint.load_model(folder)
         assert torch.cat([p.flatten() for p in model.parameters()]).unique().numel() == 1
         assert tokenizer.hash() == TOKENIZER.hash()

@@ -1,24 +1,18 @@
 import json
 import math
-import multiprocessing
 import os
 import pickle
 import random
 import struct
 import sys
-import time
 
 import pytest
 import safetensors.torch
 import torch
+from children import kill_while, posix, start
 
 from minift.core import files
 from minift.errors import MiniftError
-
-FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
-posix = pytest.mark.skipif(
-    not hasattr(os, "fork"), reason="needs fork and resource limits, which Windows does not have"
-)
 
 
 def example():
@@ -65,13 +59,6 @@ def split(data):
 def join(header, data):
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
-
-
-def in_child(function, *args):
-    """Run a function in a forked child; returns the started process."""
-    process = FORK.Process(target=function, args=args)
-    process.start()
-    return process
 
 
 def test_tensors_and_metadata_come_back_bit_equal(
@@ -290,35 +277,30 @@ def test_a_full_disk_keeps_the_old_file(tmp_path):
     """A file larger than what may be written: MiniftError "no space", the old file whole, nothing left behind."""
     file = tmp_path / "t.safetensors"
     files.write_tensors(file, {"a": torch.arange(3)}, {"old": True})
-    child = in_child(save_beyond_the_limit, file)
-    child.join(20)
+    child = start(save_beyond_the_limit, file)
+    child.join(60)
     assert child.exitcode == 0
     assert files.read_tensors(file)[1] == {"old": True}
     assert os.listdir(tmp_path) == ["t.safetensors"]
 
 
-def save_for_ever(file, saved):
+def save_for_ever(file, ready):
     for i in range(1, 10_000):
         files.write_tensors(file, {"a": torch.full((300_000,), float(i))}, {"step": i})
         if i == 1:
-            saved.set()
+            ready.touch()
 
 
 @posix
 def test_a_killed_save_leaves_a_complete_file(tmp_path):
     """A process killed at any moment of repeated saves leaves the last complete file, and the next save works."""
-    file, rng = tmp_path / "t.safetensors", random.Random(0)
-    for _ in range(12):
-        saved = FORK.Event()
-        child = in_child(save_for_ever, file, saved)
-        assert saved.wait(120)
-        time.sleep(0.03 * rng.random())
-        child.kill()
-        child.join(20)
+    file, ready, rng = tmp_path / "saved" / "t.safetensors", tmp_path / "ready", random.Random(0)
+    for _ in range(8):
+        kill_while(save_for_ever, file, ready, ready=ready, rng=rng, within=0.03)
         tensors, metadata = files.read_tensors(file)
         assert (tensors["a"] == metadata["step"]).all()
     files.write_tensors(file, {"a": torch.ones(1)}, {})
-    assert os.listdir(tmp_path) == ["t.safetensors"]
+    assert os.listdir(file.parent) == ["t.safetensors"]
 
 
 def test_folders_are_made_and_impossible_places_named(tmp_path, write_text=files.write_text):

@@ -1,11 +1,11 @@
 """An example for `python -m minift ppo --reward-fn data/samples/reward_fn.py:score`: wishes, written down as points.
 
 The function gets the prompts as they stand in the data file, and the responses as texts; it returns one finite
-number for each response. Beware of what you wish for: with a point for every glad word, whatever stands around it, the policy soon
-writes two glad words and stops. So the glad end counts in a whole story only.
+number for each response. Beware of what you wish for: with a point for every glad word, whatever stands around it,
+the policy soon writes two glad words and stops. So the glad end counts in a whole story only.
 """
 
-GLAD = ("glad", "happy", "merry", "proud", "cheerful", "delighted", "thankful", "grateful", "thrilled", "laughed", "smiled")  # noqa: E501
+GLAD = "glad happy merry proud cheerful delighted thankful grateful thrilled laughed smiled".split()
 
 
 def score(prompts, responses):
