@@ -18,9 +18,10 @@ ALLOWED = {
     "pictures": {"core"},
     "show": {"core", "pictures"},
     "report": {"core", "pictures"},
+    "baselines": {"core", "datasets", "evaluation", "methods"},
     "recipes": {"core", "datasets", "evaluation", "methods"},
-    "jobs": {"core", "datasets", "evaluation", "methods", "jobs", "recipes", "show"},
-    "tour": {"core", "datasets", "evaluation", "methods", "tour", "recipes", "show", "report"},
+    "jobs": {"core", "datasets", "evaluation", "methods", "jobs", "baselines", "recipes", "show"},
+    "tour": {"core", "datasets", "evaluation", "methods", "tour", "baselines", "recipes", "show", "report"},
     "__main__": {"jobs", "tour"},
 }
 

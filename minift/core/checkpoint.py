@@ -12,11 +12,12 @@ import torch
 
 from minift.core import files
 from minift.core.files import read_json, read_tensors, write_json, write_tensors, write_text
-from minift.core.heads import LanguageModel, TokenScorer
+from minift.core.heads import LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer
 from minift.core.tokenizer import Tokenizer
 from minift.core.transformer import Transformer, TransformerConfig
 from minift.errors import MiniftError
 
+KINDS = (LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer)
 __all__ = ["fingerprint", "load_model", "plain_state_dict", "read_tensors", "save_model", "write_json", "write_tensors",
            "write_text"]
 
@@ -92,12 +93,14 @@ def save_model(model, tokenizer, path):
 
 def describe(model):
     """What config.json says: enough to build the model again, without its weights."""
-    if type(model) not in (LanguageModel, TokenScorer):
-        raise MiniftError(f"save_model knows LanguageModel and TokenScorer; got {type(model).__name__}")
+    if type(model) not in KINDS:
+        raise MiniftError(f"save_model knows {', '.join(kind.__name__ for kind in KINDS)}; got {type(model).__name__}")
     config = {"format": "minift-model", "version": files.VERSION, "kind": type(model).__name__,
               "config": dataclasses.asdict(model.config)}
     if isinstance(model, LanguageModel):
         config["tie_embeddings"] = model.head.weight is model.body.embed.weight
+    if isinstance(model, SequenceClassifier):
+        config |= {"labels": model.labels, "pooling": model.pooling}
     return config
 
 
@@ -152,6 +155,11 @@ def build_model(config, path):
         with torch.random.fork_rng(devices=[]):
             if kind == "LanguageModel":
                 return LanguageModel(sizes, tie_embeddings=config["tie_embeddings"])
+            if kind == "MaskedLanguageModel":
+                return MaskedLanguageModel(sizes)
+            if kind == "SequenceClassifier":
+                labels = config["labels"]
+                return SequenceClassifier(Transformer(sizes), len(labels), config["pooling"], labels)
             if kind == "TokenScorer":
                 return TokenScorer(Transformer(sizes))
     except (KeyError, TypeError, MiniftError) as error:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minift.errors import MiniftError
 
+IGNORE_INDEX = -100             # a label that nothing is learned from; torch's cross_entropy skips it
 CHUNK_LOGITS = 2**25            # logits that may exist at once: 128 MiB in float32
 
 

@@ -9,9 +9,8 @@ import random
 
 import torch
 
+from minift.core.logprobs import IGNORE_INDEX
 from minift.errors import MiniftError
-
-IGNORE_INDEX = -100     # a label that nothing is learned from; torch's cross_entropy skips it
 
 
 def pad(rows, pad_value, side="right", length=None):

@@ -13,7 +13,7 @@ from collections import Counter
 import regex
 import torch
 
-from minift.core.logprobs import response_logprobs
+from minift.core.logprobs import IGNORE_INDEX, response_logprobs
 from minift.core.train import move_batch
 from minift.errors import MiniftError
 
@@ -51,7 +51,7 @@ def language_model_nll(model, batches):
             batch = move_batch(batch, device)
             extra = {name: batch[name] for name in ("attention_mask", "position_ids", "segment_ids") if name in batch}
             hidden = model.body(batch["input_ids"], **extra)                                  # (B, T, D)
-            learned = batch["labels"][:, 1:] != -100                                          # (B, T-1)
+            learned = batch["labels"][:, 1:] != IGNORE_INDEX                                     # (B, T-1)
             logprobs = response_logprobs(hidden, model.head, batch["input_ids"], learned)     # (B, T-1)
             nll_sum -= logprobs.sum().item()
             n_tokens += int(learned.sum())

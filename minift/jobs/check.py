@@ -7,7 +7,8 @@ import time
 from itertools import groupby
 
 from minift.core.heads import LanguageModel
-from minift.datasets.batches import IGNORE_INDEX, collate
+from minift.core.logprobs import IGNORE_INDEX
+from minift.datasets.batches import collate
 from minift.errors import MiniftError
 from minift.jobs.data import FORMS, find_files, read_rows
 from minift.jobs.encoders import encode_dialogue, encode_preference, encode_request, encode_text

@@ -9,10 +9,9 @@ Left out: endless schedules.
 import torch
 from torch.nn import functional as F
 
-from minift.core.logprobs import response_logprobs
+from minift.core.logprobs import IGNORE_INDEX, response_logprobs
 from minift.errors import MiniftError
 
-IGNORE_INDEX = -100
 PAD_VALUES = {"labels": IGNORE_INDEX, "segment_ids": -1}    # all else is padded with 0
 
 

@@ -7,10 +7,8 @@ Left out: a weight on the prompt's loss. Packed batches (datasets.batches.pack) 
 
 import warnings
 
-from minift.core.logprobs import masked_mean, response_logprobs, token_logprobs
+from minift.core.logprobs import IGNORE_INDEX, masked_mean, response_logprobs, token_logprobs
 from minift.errors import MiniftError
-
-IGNORE_INDEX = -100
 
 
 def sft_loss(logits, labels):

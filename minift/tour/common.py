@@ -9,8 +9,8 @@ import torch
 
 from minift.core.checkpoint import load_model
 from minift.core.files import read_json, write_json
-from minift.core.logprobs import masked_sum
-from minift.datasets.batches import IGNORE_INDEX, Batches, chunks, collate
+from minift.core.logprobs import IGNORE_INDEX, masked_sum
+from minift.datasets.batches import Batches, chunks, collate
 from minift.datasets.rubric import judge
 from minift.errors import MiniftError
 from minift.evaluation.metrics import language_model_nll
