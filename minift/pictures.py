@@ -153,6 +153,25 @@ def attention(ax, weights, tokens, *, title=None):
     finish(ax, "looked at", "looking", title)
 
 
+def confusion(ax, counts, labels, *, title=None):
+    """A confusion matrix (L, L): a row for each right label, a column for each predicted one; shaded by share of a row.
+
+    counts: whole numbers, as evaluation.metrics.confusion_matrix gives them. labels: L names.
+    """
+    counts = numbers(counts, "counts")
+    if counts.shape != (len(labels), len(labels)):
+        raise MiniftError(f"{len(labels)} labels need as many rows and columns of counts; got {counts.shape}")
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    ax.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+    for i, row in enumerate(counts):
+        for j, count in enumerate(row):
+            ax.text(j, i, f"{count:.0f}", ha="center", va="center", color="black" if shares[i, j] > 0.55 else "white")
+    names = [plain(label) for label in labels]
+    ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(names)), names)
+    finish(ax, "predicted", "right", title)
+
+
 # ---- parts ----
 
 

@@ -26,17 +26,9 @@ from minift.evaluation.masked import Bigrams, masked_accuracy
 from minift.methods.mlm import Masked, make_mlm_loss
 from minift.methods.pretrain import make_pretrain_loss
 
-BASE = {
-    "seed": 0,
-    "steps": 2400,
-    "batch_size": 32,
-    "lr": 3e-3,
-    "warmup": 150,
-    "eval_every": 250,
-    "n_documents": 175_000,
-    "vocab_size": 2048,
-    "config": {"context_length": 256, "n_layer": 4, "n_head": 4, "d_model": 128, "d_ff": 344},
-}
+BASE = {"seed": 0, "steps": 2400, "batch_size": 32, "lr": 3e-3, "warmup": 150, "eval_every": 250,
+        "n_documents": 175_000, "vocab_size": 2048,
+        "config": {"context_length": 256, "n_layer": 4, "n_head": 4, "d_model": 128, "d_ff": 344}}
 
 ENCODER = {
     "seed": 0,
@@ -156,13 +148,11 @@ def make(out, command, recipe, model, tokenizer, batches, loss_fn, evaluate, pro
     rows = [row for row in history if row["step"] % 25 == 0 or row["step"] == 1]
     write_text(out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     files = ("config.json", "model.safetensors", "tokenizer.json")
-    manifest = {
-        "command": command, **recipe, "n_parameters": sum(p.numel() for p in model.parameters()),
-        "tokens": sum(row["n_tokens"] for row in history), "wall_seconds": round(time.time() - start),
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
-        "first_loss": history[0]["loss"], **facts,
-        **{name: value for name, value in history[-1].items() if name.startswith("valid")},
-        "sha256": {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in files},
-    }
+    manifest = {"command": command, **recipe, "n_parameters": sum(p.numel() for p in model.parameters()),
+                "tokens": sum(row["n_tokens"] for row in history), "wall_seconds": round(time.time() - start),
+                "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
+                "first_loss": history[0]["loss"], **facts,
+                **{name: value for name, value in history[-1].items() if name.startswith("valid")},
+                "sha256": {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in files}}
     write_json(out / "manifest.json", manifest)
     return manifest

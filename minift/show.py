@@ -12,10 +12,22 @@ from itertools import groupby
 from pathlib import Path
 
 from minift.errors import MiniftError
-from minift.pictures import MONO, attention, bars, curves, drawable, figure, plain, reliability, save, visible
+from minift.pictures import (
+    MONO,
+    attention,
+    bars,
+    confusion,
+    curves,
+    drawable,
+    figure,
+    plain,
+    reliability,
+    save,
+    visible,
+)
 
-__all__ = ["Source", "Tokens", "attention", "bars", "curves", "draw_tokens", "figure", "reliability", "save", "source",
-           "visible"]
+__all__ = ["Source", "Tokens", "attention", "bars", "confusion", "curves", "draw_tokens", "figure", "reliability",
+           "save", "source", "visible"]
 
 ANSI = {True: "\x1b[1;32m", False: "\x1b[90m"}      # learned: bold green; else: grey
 TAGS = {"learned": "b", "not learned": "span", "padding": "s"}      # for viewers that strip styles

@@ -61,18 +61,13 @@ def train_against_gemm(repeats=7, length=256, batch_size=8):
         gemm = 2048**3 / min(seconds(lambda: a @ b) for _ in range(3))
         work = batch_size * length * multiply_adds(config, length)
         rows.append(
-            (
-                gemm,
-                work / seconds(forward_backward),
-                batch_size * length / seconds(lambda: take_step(optimizer, [batch], loss_fn, lr=1e-4)),
-            )
+            (gemm, work / seconds(forward_backward),
+             batch_size * length / seconds(lambda: take_step(optimizer, [batch], loss_fn, lr=1e-4)))
         )
     rows = rows[1:]
-    return {
-        "matrix product, multiply-adds (1e9/s)": statistics.median(row[0] for row in rows) / 1e9,
-        "forward and backward over matrix product": statistics.median(row[1] / row[0] for row in rows),
-        "training tokens/s (whole step, 3.7M parameters)": statistics.median(row[2] for row in rows),
-    }
+    return {"matrix product, multiply-adds (1e9/s)": statistics.median(row[0] for row in rows) / 1e9,
+            "forward and backward over matrix product": statistics.median(row[1] / row[0] for row in rows),
+            "training tokens/s (whole step, 3.7M parameters)": statistics.median(row[2] for row in rows)}
 
 
 def cache(repeats=5, batch_size=8, new=96):
@@ -100,27 +95,15 @@ def ppo(iterations=4, batch_size=64):
     reward_model = TokenScorer(copy.deepcopy(policy.body)).eval()
     prompts = [encode_prompt(tokenizer, prompt) for prompt, _ in story_requests(iterations * batch_size, 0, "bench")]
     config = PPOConfig(epochs=2, minibatch_size=16, max_new_tokens=96, lr=1e-6)
-    rows = train_ppo(
-        policy,
-        make_reference(copy.deepcopy(policy)),
-        copy.deepcopy(reward_model),
-        reward_from_model(reward_model),
-        prompts,
-        config,
-        iterations=iterations,
-        batch_size=batch_size,
-        eos_id=None,
-        pad_id=tokenizer.pad_id,
-        progress=False,
-    )[1:]
+    rows = train_ppo(policy, make_reference(copy.deepcopy(policy)), copy.deepcopy(reward_model),
+                     reward_from_model(reward_model), prompts, config, iterations=iterations, batch_size=batch_size,
+                     eos_id=None, pad_id=tokenizer.pad_id, progress=False)[1:]
     times = {
         part: statistics.median(row[f"seconds_{part}"] for row in rows) for part in ("rollout", "scoring", "update")
     }
     total = sum(times.values())
-    return {
-        f"PPO iteration ({batch_size} answers of 96 tokens, 2 epochs), seconds": total,
-        **{f"  of it {part}": value / total for part, value in times.items()},
-    }
+    return {f"PPO iteration ({batch_size} answers of 96 tokens, 2 epochs), seconds": total,
+            **{f"  of it {part}": value / total for part, value in times.items()}}
 
 
 def main():

@@ -20,8 +20,10 @@ ALLOWED = {
     "report": {"core", "pictures"},
     "baselines": {"core", "datasets", "evaluation", "methods"},
     "recipes": {"core", "datasets", "evaluation", "methods"},
+    "label_curve": {"core", "datasets", "evaluation", "methods", "baselines", "recipes", "show"},
     "jobs": {"core", "datasets", "evaluation", "methods", "jobs", "baselines", "recipes", "show"},
-    "tour": {"core", "datasets", "evaluation", "methods", "tour", "baselines", "recipes", "show", "report"},
+    "tour": {"core", "datasets", "evaluation", "methods", "tour", "baselines", "label_curve", "recipes", "show",
+             "report"},
     "__main__": {"jobs", "tour"},
 }
 

@@ -216,10 +216,8 @@ def test_pack_keeps_every_token_once(pack=b.pack):
     for _ in range(60):
         length = rng.randint(3, 12)
         examples = [
-            {
-                "input_ids": (ids := rng.choices(range(50), k=rng.randint(1, length))),
-                "labels": [i if rng.random() < 0.6 else -100 for i in ids],
-            }
+            {"input_ids": (ids := rng.choices(range(50), k=rng.randint(1, length))),
+             "labels": [i if rng.random() < 0.6 else -100 for i in ids]}
             for _ in range(rng.randint(1, 15))
         ]
         packed = {name: tensor.tolist() for name, tensor in pack(examples, length, PAD).items()}

@@ -99,15 +99,8 @@ def test_a_tokenizer_without_roles_is_refused(encode_chat=chat.encode_chat):
 
 @pytest.mark.parametrize(
     "messages",
-    [
-        turns("a"),
-        turns("a", "b"),
-        turns("a", "b", "c"),
-        turns("a", "b", system="s"),
-        turns("", "b"),
-        turns("a", " b"),
-        turns("a", "b", system=""),
-    ],
+    [turns("a"), turns("a", "b"), turns("a", "b", "c"), turns("a", "b", system="s"), turns("", "b"), turns("a", " b"),
+     turns("a", "b", system="")],
 )
 def test_proper_conversations_pass(messages, check_messages=chat.check_messages):
     """User and assistant in turn, with or without a system turn first, with any user text, are accepted."""
@@ -118,29 +111,17 @@ def test_proper_conversations_pass(messages, check_messages=chat.check_messages)
 
 @pytest.mark.parametrize(
     "messages, says",
-    [
-        ([], r"f:7: .*at least one"),
-        (None, "f:7: .*list"),
-        ({"role": "user"}, "f:7: .*list"),
-        ("Hi", "f:7: .*list"),
-        (["Hi"], r"f:7\[0\].*role and content"),
-        ([{"role": "user"}], r"f:7\[0\].*role and content"),
-        ([{"role": "human", "content": "x"}], r"f:7\[0\].*'human'.*system, user, assistant"),
-        ([{"role": None, "content": "x"}], r"f:7\[0\].*None"),
-        ([{"role": ["user"], "content": "x"}], r"f:7\[0\].*role"),
-        (turns("a", 3), r"f:7\[1\].*string.*3"),
-        (turns(None), r"f:7\[0\].*string.*None"),
-        (turns(["a"]), r"f:7\[0\].*string"),
-        (turns("a", ""), r"f:7\[1\].*empty"),
-        (turns("a", " \n"), r"f:7\[1\].*empty"),
-        (turns("a", "b")[1:], r"f:7\[0\].*expected 'user'"),
-        (turns("a") + turns("b"), r"f:7\[1\].*expected 'assistant'"),
-        (turns("a", "b") + turns("c", "d")[1:], r"f:7\[2\].*expected 'user'"),
-        (turns("a") + turns(system="s"), r"f:7\[1\].*'system'"),
-        (turns(system="s") + turns("a", system="s"), r"f:7\[1\].*'system'"),
-        (turns(system="s"), "f:7: .*only a system"),
-        (turns("b", system="s")[:1] + turns("a", "b")[1:], r"f:7\[1\].*expected 'user'"),
-    ],
+    [([], r"f:7: .*at least one"), (None, "f:7: .*list"), ({"role": "user"}, "f:7: .*list"), ("Hi", "f:7: .*list"),
+     (["Hi"], r"f:7\[0\].*role and content"), ([{"role": "user"}], r"f:7\[0\].*role and content"),
+     ([{"role": "human", "content": "x"}], r"f:7\[0\].*'human'.*system, user, assistant"),
+     ([{"role": None, "content": "x"}], r"f:7\[0\].*None"), ([{"role": ["user"], "content": "x"}], r"f:7\[0\].*role"),
+     (turns("a", 3), r"f:7\[1\].*string.*3"), (turns(None), r"f:7\[0\].*string.*None"),
+     (turns(["a"]), r"f:7\[0\].*string"), (turns("a", ""), r"f:7\[1\].*empty"), (turns("a", " \n"), r"f:7\[1\].*empty"),
+     (turns("a", "b")[1:], r"f:7\[0\].*expected 'user'"), (turns("a") + turns("b"), r"f:7\[1\].*expected 'assistant'"),
+     (turns("a", "b") + turns("c", "d")[1:], r"f:7\[2\].*expected 'user'"),
+     (turns("a") + turns(system="s"), r"f:7\[1\].*'system'"),
+     (turns(system="s") + turns("a", system="s"), r"f:7\[1\].*'system'"), (turns(system="s"), "f:7: .*only a system"),
+     (turns("b", system="s")[:1] + turns("a", "b")[1:], r"f:7\[1\].*expected 'user'")],
 )
 def test_improper_conversations_are_refused(messages, says, check_messages=chat.check_messages):
     """Any other form is a MiniftError with the place, the message's index, and what was expected there."""

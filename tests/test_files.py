@@ -17,37 +17,22 @@ from minift.errors import MiniftError
 
 def example():
     generator = torch.Generator().manual_seed(0)
-    return {
-        "a": torch.randn(3, 4, generator=generator),
-        "b": torch.randn(3, 4, generator=generator),
-        "half": torch.randn(5, generator=generator).half(),
-        "brain": torch.randn(5, generator=generator).bfloat16(),
-        "double": torch.randn(2, generator=generator, dtype=torch.float64),
-        "ids": torch.arange(3),
-        "bool": torch.tensor([True, False]),
-        "bytes": torch.arange(5, dtype=torch.uint8),
-        "scalar": torch.tensor(2.5),
-        "empty": torch.zeros(0, 3),
-        "nan": torch.tensor([float("nan"), float("inf")]),
-        "x" * 40: torch.ones(1),
-    }
+    return {"a": torch.randn(3, 4, generator=generator), "b": torch.randn(3, 4, generator=generator),
+            "half": torch.randn(5, generator=generator).half(), "brain": torch.randn(5, generator=generator).bfloat16(),
+            "double": torch.randn(2, generator=generator, dtype=torch.float64), "ids": torch.arange(3),
+            "bool": torch.tensor([True, False]), "bytes": torch.arange(5, dtype=torch.uint8),
+            "scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3), "nan": torch.tensor([float("nan"), float("inf")]),
+            "x" * 40: torch.ones(1)}
 
 
-METADATA = {
-    "text": "Zoë 你 \u2028",
-    "nested": {"list": [1, 2.5, None, True]},
-    "tiny": 5e-324,
-    "third": 1 / 3,
-    "inf": math.inf,
-}
+METADATA = {"text": "Zoë 你 \u2028", "nested": {"list": [1, 2.5, None, True]}, "tiny": 5e-324, "third": 1 / 3,
+            "inf": math.inf}
 
 
 def same_bits(a, b):
-    return (
-        a.dtype == b.dtype
-        and a.shape == b.shape
-        and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
-    )
+    return (a.dtype == b.dtype
+            and a.shape == b.shape
+            and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)))
 
 
 def split(data):
@@ -169,13 +154,8 @@ def test_changed_headers_are_noticed(tmp_path, write_tensors=files.write_tensors
 
 @pytest.mark.parametrize(
     "contents, says",
-    [
-        (b"", "empty"),
-        (b"hello, I am text\n" * 9, "not a safetensors"),
-        (b"\0" * 64, "not a safetensors"),
-        (b"\xff" * 64, "not a safetensors"),
-        (b"PK\x03\x04" + b"\0" * 99, "not a safetensors"),
-    ],
+    [(b"", "empty"), (b"hello, I am text\n" * 9, "not a safetensors"), (b"\0" * 64, "not a safetensors"),
+     (b"\xff" * 64, "not a safetensors"), (b"PK\x03\x04" + b"\0" * 99, "not a safetensors")],
 )
 def test_other_files_are_refused(tmp_path, contents, says, read_tensors=files.read_tensors):
     """An empty file, a text, zeros, a zip archive: MiniftError that names the file and says what it is not."""

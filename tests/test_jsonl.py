@@ -8,12 +8,9 @@ from minift.core.tokenizer import Tokenizer
 from minift.datasets import jsonl
 from minift.errors import MiniftError
 
-ROWS = [
-    {"text": "Zoë saw 你好 🙂"},
-    {"text": "one\u2028two\u2029three\u0085four\x0cfive\nsix\r\nseven"},
-    {"text": "", "n": 1, "x": 0.1, "flag": True, "nothing": None, "list": [1, {"deep": '\t"\\'}]},
-    {"<eos>": "{x} %s"},
-]
+ROWS = [{"text": "Zoë saw 你好 🙂"}, {"text": "one\u2028two\u2029three\u0085four\x0cfive\nsix\r\nseven"},
+        {"text": "", "n": 1, "x": 0.1, "flag": True, "nothing": None, "list": [1, {"deep": '\t"\\'}]},
+        {"<eos>": "{x} %s"}]
 
 
 def write(tmp_path, contents):
@@ -35,14 +32,8 @@ def test_rows_come_back_as_written(tmp_path, write_jsonl=jsonl.write_jsonl, read
 
 @pytest.mark.parametrize(
     "contents",
-    [
-        '{"a": 1}\n{"a": 2}\n',
-        '{"a": 1}\n{"a": 2}',
-        '{"a": 1}\r\n{"a": 2}\r\n',
-        '\ufeff{"a": 1}\n{"a": 2}\n',
-        '\n  \n{"a": 1}\n\r\n\t{"a": 2} \n\n',
-        '{"a": 7, "a": 1}\n{"a": 2}',
-    ],
+    ['{"a": 1}\n{"a": 2}\n', '{"a": 1}\n{"a": 2}', '{"a": 1}\r\n{"a": 2}\r\n', '\ufeff{"a": 1}\n{"a": 2}\n',
+     '\n  \n{"a": 1}\n\r\n\t{"a": 2} \n\n', '{"a": 7, "a": 1}\n{"a": 2}'],
 )
 def test_harmless_differences_are_accepted(tmp_path, contents, read_jsonl=jsonl.read_jsonl):
     """A byte order mark, Windows line ends, blank lines, no last line end, double keys (the last wins): all fine."""
@@ -57,32 +48,16 @@ def test_only_line_feeds_end_a_line(tmp_path, read_jsonl=jsonl.read_jsonl):
 
 @pytest.mark.parametrize(
     "line, says",
-    [
-        (b'{"a": 1', "invalid JSON"),
-        (b"hello", "invalid JSON"),
-        (b'{"a": 1}{"a": 2}', "invalid JSON"),
-        (b"{'a': 1}", "invalid JSON"),
-        (b'{"a": "\xe9"}', "not UTF-8.*0xe9"),
-        (b"\xff\xfe{\x00", "not UTF-8"),
-        (b"\x80\x04\x95", "not UTF-8"),
-        (b"[1, 2]", r"expected an object.*\[1, 2\]"),
-        (b"3", "expected an object"),
-        (b'"text"', "expected an object"),
-        (b"null", "expected an object"),
-        (b'{"b": 1}', "'a' is missing"),
-        (b'{"a": null}', "'a' is null"),
-        (b'{"a": NaN}', "NaN"),
-        (b'{"a": -Infinity}', "Infinity"),
-        (b'{"a": [1, {"b": Infinity}]}', "Infinity"),
-        (b'{"a": 1e999}', "1e999"),
-        (b'{"a": "x\\ud800y"}', r"surrogate \(U\+D800"),
-        (b'{"a": {"\\uDC00": 1}}', "surrogate"),
-        (b'{"a": "\\ud800\\u0041"}', "surrogate"),
-        (b'{"a": "tab\there"}', "invalid JSON"),
-        (b'{"a": ' + b"[" * 100_000, "train.jsonl"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "train.jsonl"),
-        ('\ufeff{"a": 1}'.encode(), "invalid JSON"),
-    ],
+    [(b'{"a": 1', "invalid JSON"), (b"hello", "invalid JSON"), (b'{"a": 1}{"a": 2}', "invalid JSON"),
+     (b"{'a': 1}", "invalid JSON"), (b'{"a": "\xe9"}', "not UTF-8.*0xe9"), (b"\xff\xfe{\x00", "not UTF-8"),
+     (b"\x80\x04\x95", "not UTF-8"), (b"[1, 2]", r"expected an object.*\[1, 2\]"), (b"3", "expected an object"),
+     (b'"text"', "expected an object"), (b"null", "expected an object"), (b'{"b": 1}', "'a' is missing"),
+     (b'{"a": null}', "'a' is null"), (b'{"a": NaN}', "NaN"), (b'{"a": -Infinity}', "Infinity"),
+     (b'{"a": [1, {"b": Infinity}]}', "Infinity"), (b'{"a": 1e999}', "1e999"),
+     (b'{"a": "x\\ud800y"}', r"surrogate \(U\+D800"), (b'{"a": {"\\uDC00": 1}}', "surrogate"),
+     (b'{"a": "\\ud800\\u0041"}', "surrogate"), (b'{"a": "tab\there"}', "invalid JSON"),
+     (b'{"a": ' + b"[" * 100_000, "train.jsonl"), (b'{"a": ' + b"9" * 5000 + b"}", "train.jsonl"),
+     ('\ufeff{"a": 1}'.encode(), "invalid JSON")],
 )
 def test_a_bad_line_is_named(tmp_path, line, says, read_jsonl=jsonl.read_jsonl):
     """Whatever is wrong with a line, the MiniftError begins with PATH:LINE; blank lines count as lines."""

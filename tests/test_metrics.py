@@ -22,11 +22,8 @@ def example(ids, learned):
     return {"input_ids": ids, "labels": [i if m else -100 for i, m in zip(ids, learned, strict=True)]}
 
 
-EXAMPLES = [
-    example([1, 5, 3, 7, 2], [0, 0, 1, 1, 1]),
-    example([4, 4, 9], [1, 1, 1]),
-    example([8, 6, 6, 2, 1, 0, 3], [0, 1, 0, 1, 0, 0, 1]),
-]
+EXAMPLES = [example([1, 5, 3, 7, 2], [0, 0, 1, 1, 1]), example([4, 4, 9], [1, 1, 1]),
+            example([8, 6, 6, 2, 1, 0, 3], [0, 1, 0, 1, 0, 0, 1])]
 
 
 def test_perplexity_is_over_tokens_and_not_over_texts(perplexity=metrics.perplexity):
@@ -115,24 +112,13 @@ def test_macro_f1_by_hand(macro_f1=metrics.macro_f1):
 
 @pytest.mark.parametrize(
     "candidate, reference, expected",
-    [
-        ("the cat sat on the mat", "the cat lay on the mat", 5 / 6),
-        ("police killed the gunman", "police kill the gunman", 0.75),
-        ("police killed the gunman", "the gunman kill police", 0.5),
-        ("a b c d", "a b", 2 / 3),
-        ("a b c d e f g x y z", "a b c d e f g u v w", 0.7),
-        ("The cat, sat!", "the CAT sat", 1),
-        ("", "a", 0),
-        ("a", "", 0),
-        ("", "", 0),
-        ("!?", "!?", 0),
-        ("it's", "it s", 1),
-        ("你好世界", "你好世界", 1),
-        ("你好世界", "你好", 2 / 3),
-        ("Привет мир", "привет, МИР!", 1),
-        ("été à Paris", "été à Lyon", 2 / 3),
-        ("今日はGPUで3回", "今日はGPUで", 2 * 5 / (7 + 5)),
-    ],
+    [("the cat sat on the mat", "the cat lay on the mat", 5 / 6),
+     ("police killed the gunman", "police kill the gunman", 0.75),
+     ("police killed the gunman", "the gunman kill police", 0.5), ("a b c d", "a b", 2 / 3),
+     ("a b c d e f g x y z", "a b c d e f g u v w", 0.7), ("The cat, sat!", "the CAT sat", 1), ("", "a", 0),
+     ("a", "", 0), ("", "", 0), ("!?", "!?", 0), ("it's", "it s", 1), ("你好世界", "你好世界", 1), ("你好世界", "你好", 2 / 3),
+     ("Привет мир", "привет, МИР!", 1), ("été à Paris", "été à Lyon", 2 / 3),
+     ("今日はGPUで3回", "今日はGPUで", 2 * 5 / (7 + 5))],
 )
 def test_rouge_l_by_hand(candidate, reference, expected, rouge_l=metrics.rouge_l):
     """2 LCS / (words + words), on words of any alphabet; case and signs are nothing; without words it is 0."""

@@ -10,31 +10,12 @@ from minift.core.tokenizer import DEFAULT_SPECIAL, Tokenizer
 from minift.errors import MiniftError
 
 N_SPECIAL = len(DEFAULT_SPECIAL)
-STORY = [
-    "Anna saw a red kite over the lake. The kite flew, and Anna's kite came back!",
-    "Tom asked: where is the red kite? It is over the lake, said Anna. 12 kites, 120 kites.",
-    "Über den See flog der Drache;\n\nder Drache war rot.  Naïve café, 你好世界 你好 🪁🪁.",
-]
-NASTY = [
-    "",
-    " ",
-    "\n",
-    "\r\n",
-    "\0",
-    "a\0b",
-    " " * 50,
-    "\t\n \t",
-    "🙂",
-    "👩‍👩‍👧 e\u0301",
-    "你好, мир, שלום, ไทย",
-    "\u2028x\u00a0y\x85\x1c",
-    "'s 't 'll don't",
-    "<eos>",
-    "<|endoftext|>",
-    "{x} %s {0}",
-    "x" * 300,
-    bytes(range(256)).decode("latin-1"),
-]
+STORY = ["Anna saw a red kite over the lake. The kite flew, and Anna's kite came back!",
+         "Tom asked: where is the red kite? It is over the lake, said Anna. 12 kites, 120 kites.",
+         "Über den See flog der Drache;\n\nder Drache war rot.  Naïve café, 你好世界 你好 🪁🪁."]
+NASTY = ["", " ", "\n", "\r\n", "\0", "a\0b", " " * 50, "\t\n \t", "🙂", "👩‍👩‍👧 e\u0301", "你好, мир, שלום, ไทย",
+         "\u2028x\u00a0y\x85\x1c", "'s 't 'll don't", "<eos>", "<|endoftext|>", "{x} %s {0}", "x" * 300,
+         bytes(range(256)).decode("latin-1")]
 
 
 def story_tokenizer(Tokenizer):
@@ -160,17 +141,8 @@ def test_decode_undoes_encode(Tokenizer=Tokenizer):
 
 def test_pieces_keep_one_space_and_cover_the_text(count_words=tk.count_words):
     """A piece is a word, a number, signs or white space, with at most one space before it; pieces cover the text."""
-    assert count_words(["the the cat's 12\n\n  x!?"]) == {
-        b"the": 1,
-        b" the": 1,
-        b" cat": 1,
-        b"'s": 1,
-        b" 12": 1,
-        b"\n\n": 1,
-        b"  ": 1,
-        b"x": 1,
-        b"!?": 1,
-    }
+    assert count_words(["the the cat's 12\n\n  x!?"]) == {b"the": 1, b" the": 1, b" cat": 1, b"'s": 1, b" 12": 1,
+                                                          b"\n\n": 1, b"  ": 1, b"x": 1, b"!?": 1}
     for text in NASTY:
         assert sum(len(word) * n for word, n in count_words([text]).items()) == len(text.encode())
 
@@ -216,10 +188,8 @@ def test_broken_characters_are_replaced_and_streams_keep_bytes(Tokenizer=Tokeniz
     tokenizer = Tokenizer.train([], 256 + N_SPECIAL)
     assert tokenizer.decode([0xE2, 0x82]) == "\ufffd"
     assert b"".join(map(tokenizer.token_bytes, tokenizer.encode("5 €"))) == "5 €".encode()
-    assert (
-        b"".join(map(story_tokenizer(Tokenizer).token_bytes, story_tokenizer(Tokenizer).encode(STORY[2])))
-        == STORY[2].encode()
-    )
+    assert (b"".join(map(story_tokenizer(Tokenizer).token_bytes, story_tokenizer(Tokenizer).encode(STORY[2])))
+            == STORY[2].encode())
 
 
 def test_long_runs_of_one_character_are_encoded(Tokenizer=Tokenizer):
@@ -291,12 +261,8 @@ def test_save_and_load_keep_everything(tmp_path, Tokenizer=Tokenizer):
 def test_hash_tells_tokenizers_apart(Tokenizer=Tokenizer):
     """Other merges, other special tokens or another pattern give another hash."""
     a = Tokenizer.train(["abab"], 300)
-    others = [
-        Tokenizer.train(["abba"], 300),
-        Tokenizer.train(["abab"], 300, special_tokens=("<pad>", "<eos>")),
-        Tokenizer(a.ranks, a.special, pattern=r"\w+|\W+"),
-        Tokenizer(a.ranks, {**a.special, "<pad>": 999}),
-    ]
+    others = [Tokenizer.train(["abba"], 300), Tokenizer.train(["abab"], 300, special_tokens=("<pad>", "<eos>")),
+              Tokenizer(a.ranks, a.special, pattern=r"\w+|\W+"), Tokenizer(a.ranks, {**a.special, "<pad>": 999})]
     assert len({t.hash() for t in [a, *others]}) == 5
 
 
@@ -330,16 +296,8 @@ def test_other_files_are_not_tokenizers(tmp_path, contents, Tokenizer=Tokenizer)
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"version": 2},
-        {"ranks": {"a": 0}},
-        {"ranks": {"\u4f60": 0}},
-        {"ranks": None},
-        {"special": None},
-        {"special": {"<eos>": "x"}},
-        {"pattern": "("},
-        {"pattern": None},
-    ],
+    [{"version": 2}, {"ranks": {"a": 0}}, {"ranks": {"\u4f60": 0}}, {"ranks": None}, {"special": None},
+     {"special": {"<eos>": "x"}}, {"pattern": "("}, {"pattern": None}],
 )
 def test_a_tokenizer_file_with_impossible_contents_is_refused(tmp_path, change, Tokenizer=Tokenizer):
     """A newer version, or fields that cannot be a tokenizer's, are a MiniftError that names the file."""

@@ -13,12 +13,8 @@ from minift.datasets.world import draw_scene, tell, with_articles
 # what one can ask about a scene: kind -> (questions, short answer, answer in a sentence)
 QUESTIONS = {
     "who": (
-        (
-            "Who is the story about?",
-            "Which child is in the story?",
-            "What is the name of the child?",
-            "What is the child called?",
-        ),
+        ("Who is the story about?", "Which child is in the story?", "What is the name of the child?",
+         "What is the child called?"),
         "{name}",
         "The child is called {name}.",
     ),
@@ -28,45 +24,27 @@ QUESTIONS = {
         "It happened at {place}.",
     ),
     "animal": (
-        (
-            "Which animal was there?",
-            "What animal did {name} have?",
-            "Who went with {name}?",
-            "What kind of animal is in the story?",
-        ),
+        ("Which animal was there?", "What animal did {name} have?", "Who went with {name}?",
+         "What kind of animal is in the story?"),
         "a {animal}",
         "The animal was a {animal}.",
     ),
     "thing": (
-        (
-            "What did {name} have?",
-            "What was {colour}?",
-            "Which thing is the story about?",
-            "What thing did {name} carry?",
-        ),
+        ("What did {name} have?", "What was {colour}?", "Which thing is the story about?",
+         "What thing did {name} carry?"),
         "a {object}",
         "It was a {object}.",
     ),
     "colour": (
-        (
-            "What colour was the {object}?",
-            "Which colour did the {object} have?",
-            "Of what colour was the {object}?",
-            "The {object} had which colour?",
-        ),
+        ("What colour was the {object}?", "Which colour did the {object} have?", "Of what colour was the {object}?",
+         "The {object} had which colour?"),
         "{colour}",
         "The {object} was {colour}.",
     ),
-    "trouble": (
-        ("What went wrong?", "What bad thing happened?", "What was the trouble?", "What happened to {name}?"),
-        "{trouble}",
-        "The trouble was that {trouble}.",
-    ),
-    "ending": (
-        ("How did it end?", "Did it end well?", "How was {name} in the end?", "Was the end good or bad?"),
-        "{ending}",
-        "The story ended {ending}.",
-    ),
+    "trouble": (("What went wrong?", "What bad thing happened?", "What was the trouble?", "What happened to {name}?"),
+                "{trouble}", "The trouble was that {trouble}."),
+    "ending": (("How did it end?", "Did it end well?", "How was {name} in the end?", "Was the end good or bad?"),
+               "{ending}", "The story ended {ending}."),
 }
 
 
@@ -87,17 +65,8 @@ def some_questions(scene, rng, n):
 def quiz(scene, rng):
     """Questions and answers in one of several printed forms."""
     form = rng.choice(
-        (
-            "Question: {q}\nAnswer: {a}",
-            "Q: {q}\nA: {a}",
-            "Q. {q} A. {a}",
-            "{q} - {a}",
-            "{q}\n{a}",
-            "Teacher: {q}\nPupil: {a}",
-            "({n}) {q} {a}",
-            "* {q}\n  {a}",
-            "Ask: {q} Say: {a}",
-        )
+        ("Question: {q}\nAnswer: {a}", "Q: {q}\nA: {a}", "Q. {q} A. {a}", "{q} - {a}", "{q}\n{a}",
+         "Teacher: {q}\nPupil: {a}", "({n}) {q} {a}", "* {q}\n  {a}", "Ask: {q} Say: {a}")
     )
     lines = [form.format(q=q, a=a, n=i + 1) for i, (q, a) in enumerate(some_questions(scene, rng, rng.randint(2, 4)))]
     return rng.choice(("Questions\n", "Quiz\n", "", "What do you remember?\n")) + "\n".join(lines)
@@ -118,15 +87,10 @@ def dialogue(scene, rng):
 
 def facts(scene, rng):
     """The story's facts as a list, in any order."""
-    rows = [
-        ("Child", "Name", scene.name),
-        ("Place", "Where", scene.place),
-        ("Animal", "Pet", with_articles(f"a {scene.animal}")),
-        ("Thing", "Object", scene.object),
-        ("Colour", "Its colour", scene.colour),
-        ("Trouble", "What happened", scene.trouble_text),
-        ("End", "How it ended", "happily" if scene.happy else "sadly"),
-    ]
+    rows = [("Child", "Name", scene.name), ("Place", "Where", scene.place),
+            ("Animal", "Pet", with_articles(f"a {scene.animal}")), ("Thing", "Object", scene.object),
+            ("Colour", "Its colour", scene.colour), ("Trouble", "What happened", scene.trouble_text),
+            ("End", "How it ended", "happily" if scene.happy else "sadly")]
     pick, mark = rng.randrange(2), rng.choice((": ", " = ", " - "))
     rows = rng.sample(rows, rng.randint(3, 6))
     return "\n".join(f"{row[pick]}{mark}{row[2]}" for row in rows)

@@ -24,31 +24,15 @@ STRENGTHS = "light fresh moderate strong gale-force squally variable".split()
 NUMBERS = "two three four five six seven eight nine ten eleven twelve fifteen twenty thirty forty fifty sixty".split()
 PORTS = """Aldermouth Bergsund Callander Dunwick Eastferry Fairhaven Grimsay Hollmouth Innisport Kirkness Langholm
 Marstal Norhaven Ormsk Penbury Quillport Ravensund Skerry Thornmouth Ulvik Varde Westerly Yarwick""".split()
-REMARKS = (
-    "Visibility poor, fog signal sounded.",
-    "Pilot boarded at the outer buoy.",
-    "Crew signed off and paid.",
-    "Hull inspected, no leak found.",
-    "Customs cleared without remark.",
-    "Anchor fouled and freed by the tug.",
-    "Mooring line parted and was renewed.",
-    "Lamp on the breakwater relit at dusk.",
-    "Tide two fathoms under the mark.",
-    "Berth dues outstanding.",
-    "Sounding taken along the mole.",
-    "Signal flags hoisted as ordered.",
-)
+REMARKS = ("Visibility poor, fog signal sounded.", "Pilot boarded at the outer buoy.", "Crew signed off and paid.",
+           "Hull inspected, no leak found.", "Customs cleared without remark.", "Anchor fouled and freed by the tug.",
+           "Mooring line parted and was renewed.", "Lamp on the breakwater relit at dusk.",
+           "Tide two fathoms under the mark.", "Berth dues outstanding.", "Sounding taken along the mole.",
+           "Signal flags hoisted as ordered.")
 VERBS = ("Simmer", "Boil", "Roast", "Fry", "Steam", "Bake", "Braise", "Poach")
 PREPARE = ("chopped", "sliced", "diced", "peeled", "grated", "crushed", "minced", "rinsed", "soaked")
-AMOUNTS = (
-    "a cupful of",
-    "a handful of",
-    "a pinch of",
-    "two spoonfuls of",
-    "half a pound of",
-    "a jugful of",
-    "three ounces of",
-)
+AMOUNTS = ("a cupful of", "a handful of", "a pinch of", "two spoonfuls of", "half a pound of", "a jugful of",
+           "three ounces of")
 HERBS = """basil chives cumin dill fennel marjoram mint nutmeg oregano paprika parsley rosemary saffron sage tarragon
 thyme""".split()
 DONE = ("tender", "golden-brown", "thickened", "dissolved", "translucent")
@@ -67,13 +51,11 @@ def notice(rng):
     keeper, size, animal = rng.choice(words.HELPERS), rng.choice(words.SIZES), rng.choice(words.ANIMALS)
     character, helper, food = rng.choice(words.CHARACTERS), rng.choice(words.HELPERS), rng.choice(words.FOODS)
     chief, goods = rng.choice(words.HELPERS), rng.choice(words.FOODS)
-    forms = (
-        f"Lost: one {thing}, {make}, last seen by {near}. Finder please write to {name}. Reward: {pay}.",
-        f"Found: a {thing}, under a {plant}. Owner may collect it from the {keeper} before {day}.",
-        f"For sale: a {size} {animal}, answers to {name}. Price: {pay}. Enquire at {near}.",
-        f"Wanted: {character} {helper} for {near}. Wages: {pay} a week and {food}. Apply in writing.",
-        f"Closed: {near}, every {day}, by order of the {chief}. Deliveries of {goods} to {name}.",
-    )
+    forms = (f"Lost: one {thing}, {make}, last seen by {near}. Finder please write to {name}. Reward: {pay}.",
+             f"Found: a {thing}, under a {plant}. Owner may collect it from the {keeper} before {day}.",
+             f"For sale: a {size} {animal}, answers to {name}. Price: {pay}. Enquire at {near}.",
+             f"Wanted: {character} {helper} for {near}. Wages: {pay} a week and {food}. Apply in writing.",
+             f"Closed: {near}, every {day}, by order of the {chief}. Deliveries of {goods} to {name}.")
     return with_articles(rng.choice(forms))
 
 
@@ -85,12 +67,9 @@ def harbour_entry(rng):
     ship = f"the {rng.choice(VESSELS)} {rng.choice(SHIPS).replace('-', ' ')}"
     wind = f"Wind {rng.choice(WINDS)}, {rng.choice(STRENGTHS)}."
     lines = rng.choice(
-        (
-            f"Arrived {ship} from {rng.choice(PORTS)}, laden with {cargo}.",
-            f"Departed {ship}, bound for {rng.choice(PORTS)}, with {cargo} below deck.",
-            f"Berthed {ship}. Discharged {cargo}.",
-            f"Reported overdue: {ship}, out of {rng.choice(PORTS)} with {cargo}.",
-        )
+        (f"Arrived {ship} from {rng.choice(PORTS)}, laden with {cargo}.",
+         f"Departed {ship}, bound for {rng.choice(PORTS)}, with {cargo} below deck.",
+         f"Berthed {ship}. Discharged {cargo}.", f"Reported overdue: {ship}, out of {rng.choice(PORTS)} with {cargo}.")
     )
     return f"Harbour log. {wind} {lines} {rng.choice(REMARKS)}"
 
@@ -100,12 +79,10 @@ def recipe(rng):
     main, side = rng.sample(words.FOODS, 2)
     herb, dish = rng.choice(HERBS), rng.choice(DISHES)
     start = rng.choice((f"{main.capitalize()} {dish} with {herb}", f"{dish.capitalize()} of {main} and {side}"))
-    steps = [
-        f"Take {rng.choice(AMOUNTS)} {main}, {rng.choice(PREPARE)}.",
-        f"{rng.choice(VERBS)} in a {rng.choice(VESSELS_OF_COOKS)} with {rng.choice(AMOUNTS)} {side}.",
-        f"Season with {herb} and stir until {rng.choice(DONE)}.",
-        f"Serves {rng.choice(NUMBERS)}. {rng.choice(LAST)}",
-    ]
+    steps = [f"Take {rng.choice(AMOUNTS)} {main}, {rng.choice(PREPARE)}.",
+             f"{rng.choice(VERBS)} in a {rng.choice(VESSELS_OF_COOKS)} with {rng.choice(AMOUNTS)} {side}.",
+             f"Season with {herb} and stir until {rng.choice(DONE)}.",
+             f"Serves {rng.choice(NUMBERS)}. {rng.choice(LAST)}"]
     return with_articles(f"Recipe. {start}, for {rng.choice(NUMBERS)}. " + " ".join(steps))
 
 

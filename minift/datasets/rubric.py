@@ -16,26 +16,13 @@ FAULT = 0.5  # taken off for each fault
 
 KINDS = {
     word: kind
-    for kind, group in (
-        ("NAME", lexicon.GIRLS + lexicon.BOYS),
-        ("ANIMAL", lexicon.ANIMALS),
-        ("OBJECT", lexicon.OBJECTS),
-        ("COLOUR", lexicon.COLOURS),
-        ("PLACE", lexicon.PLACES),
-        ("NEAR", lexicon.PLACE_ADJECTIVES),
-        ("HELPER", lexicon.HELPERS),
-        ("FOOD", lexicon.FOODS),
-        ("PLANT", lexicon.PLANTS),
-        ("GLAD", lexicon.GLAD),
-        ("SORRY", lexicon.SORRY),
-        ("WORRIED", lexicon.WORRIED),
-        ("CHARACTER", lexicon.CHARACTERS),
-        ("SIZE", lexicon.SIZES),
-        ("MAKE", lexicon.MAKES),
-        ("WEATHER", lexicon.WEATHER),
-        ("TIME", lexicon.TIMES),
-        ("ADVERB", lexicon.ADVERBS),
-    )
+    for kind, group in (("NAME", lexicon.GIRLS + lexicon.BOYS), ("ANIMAL", lexicon.ANIMALS),
+                        ("OBJECT", lexicon.OBJECTS), ("COLOUR", lexicon.COLOURS), ("PLACE", lexicon.PLACES),
+                        ("NEAR", lexicon.PLACE_ADJECTIVES), ("HELPER", lexicon.HELPERS), ("FOOD", lexicon.FOODS),
+                        ("PLANT", lexicon.PLANTS), ("GLAD", lexicon.GLAD), ("SORRY", lexicon.SORRY),
+                        ("WORRIED", lexicon.WORRIED), ("CHARACTER", lexicon.CHARACTERS), ("SIZE", lexicon.SIZES),
+                        ("MAKE", lexicon.MAKES), ("WEATHER", lexicon.WEATHER), ("TIME", lexicon.TIMES),
+                        ("ADVERB", lexicon.ADVERBS))
     for word in group
 }
 VERBS = {"saw"}  # the one thing whose name is a word of the sentence forms as well ("Nobody saw the thief again.")
@@ -56,40 +43,13 @@ def skeleton(sentence):
 
 def _roles():
     """skeleton -> role, read off the world's own sentence forms."""
-    sample = world.Scene(
-        "Ada",
-        True,
-        "the mill",
-        "fox",
-        "kite",
-        "red",
-        "baker",
-        "bread",
-        "sunny",
-        "day",
-        "small",
-        "plain",
-        "the {object} broke",
-        True,
-        False,
-        False,
-        False,
-    )
-    groups = {
-        "opening": world.OPENING,
-        "thing": world.THING,
-        "detail": world.DETAIL,
-        "feeling": world.FEELING,
-        "late good": world.LATE_GOOD,
-        "late bad": world.LATE_BAD,
-        "kindness": world.KINDNESS,
-        "speech": world.SPEECH,
-        "happy": world.HAPPY_ENDING,
-        "sad": world.SAD_ENDING,
-        "trouble": sum(world.TROUBLE.values(), ()),
-        "good turn": sum(world.GOOD_TURN.values(), ()),
-        "bad turn": sum(world.BAD_TURN.values(), ()),
-    }
+    sample = world.Scene("Ada", True, "the mill", "fox", "kite", "red", "baker", "bread", "sunny", "day", "small",
+                         "plain", "the {object} broke", True, False, False, False)
+    groups = {"opening": world.OPENING, "thing": world.THING, "detail": world.DETAIL, "feeling": world.FEELING,
+              "late good": world.LATE_GOOD, "late bad": world.LATE_BAD, "kindness": world.KINDNESS,
+              "speech": world.SPEECH, "happy": world.HAPPY_ENDING, "sad": world.SAD_ENDING,
+              "trouble": sum(world.TROUBLE.values(), ()), "good turn": sum(world.GOOD_TURN.values(), ()),
+              "bad turn": sum(world.BAD_TURN.values(), ())}
     rng = random.Random(0)
     return {
         skeleton(part): role if first else "detail"
@@ -139,12 +99,10 @@ def _whole(roles):
     """The share of: opens with an opening, has a trouble, a turn after it, ends with an ending."""
     trouble = roles.index("trouble") if "trouble" in roles else len(roles)
     turn = any(role in ("good turn", "bad turn") for role in roles[trouble:])
-    return (
-        (("opening",) == roles[:1]) / 4
-        + ("trouble" in roles) / 4
-        + turn / 4
-        + (roles[-1:] in (("happy",), ("sad",))) / 4
-    )
+    return ((("opening",) == roles[:1]) / 4
+            + ("trouble" in roles) / 4
+            + turn / 4
+            + (roles[-1:] in (("happy",), ("sad",))) / 4)
 
 
 def _faults(parts, roles, scene):
@@ -161,12 +119,10 @@ def _faults(parts, roles, scene):
         places = [pair for pair in places if KINDS.get(pair[1]) == "PLACE" and KINDS.get(pair[0], "NEAR") == "NEAR"]
         place = place or (places[0] if places else None)
         colours = [(a, b) for a, b in zip(found, found[1:]) if KINDS.get(a) == "COLOUR" and KINDS.get(b) == "OBJECT"]
-        faults += (
-            any(KINDS.get(word) == "NAME" and word != scene.name for word in found)
-            or any(KINDS.get(word) == "ANIMAL" and word != scene.animal for word in found)
-            or any(KINDS.get(word) == "OBJECT" and word not in VERBS | {scene.object} for word in found)
-            or any(colour != scene.colour for colour, _ in colours)
-            or any(pair != place for pair in places)
-            or any(word.lower() in wrong for word in found)
-        )
+        faults += (any(KINDS.get(word) == "NAME" and word != scene.name for word in found)
+                   or any(KINDS.get(word) == "ANIMAL" and word != scene.animal for word in found)
+                   or any(KINDS.get(word) == "OBJECT" and word not in VERBS | {scene.object} for word in found)
+                   or any(colour != scene.colour for colour, _ in colours)
+                   or any(pair != place for pair in places)
+                   or any(word.lower() in wrong for word in found))
     return faults

@@ -203,12 +203,10 @@ def save_adapter(model, path, base=None):
     tensors = {f"{peft_key(name)}.lora_{part}.weight": getattr(layer, f"lora_{part}")
                for name, layer in layers.items() for part in "AB"}
     tensors |= {peft_key(name): parameter for name, parameter in extras.items()}
-    config = {
-        "task_type": "CAUSAL_LM" if hasattr(model, "head") else "SEQ_CLS" if hasattr(model, "score") else None,
-        "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha, "lora_dropout": dropout,
-        "target_modules": target_names(model, layers),
-        "modules_to_save": sorted({peft_name(name.rpartition(".")[0]) for name in extras}) or None,
-    }
+    config = {"task_type": "CAUSAL_LM" if hasattr(model, "head") else "SEQ_CLS" if hasattr(model, "score") else None,
+              "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha, "lora_dropout": dropout,
+              "target_modules": target_names(model, layers),
+              "modules_to_save": sorted({peft_name(name.rpartition(".")[0]) for name in extras}) or None}
     write_adapter(path, tensors, config, fingerprint(model, skip=tuple(extras)))
 
 

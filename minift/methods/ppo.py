@@ -77,12 +77,9 @@ def policy_loss(logprobs, old_logprobs, advantages, response_mask, clip_range=0.
     clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
     loss = lp.masked_mean(torch.maximum(unclipped, clipped), mask)                              # eq. 7
     with torch.no_grad():
-        metrics = {
-            "clip_fraction": lp.masked_mean((clipped > unclipped).to(ratio.dtype), mask).item(),
-            "approx_kl": lp.masked_mean(lp.kl_estimate(-log_ratio, torch.zeros_like(ratio), "k3"), mask).item(),
-            "ratio": lp.masked_mean(ratio, mask).item(),
-            "ratio_error": (ratio - 1).abs().max().item(),
-        }
+        metrics = {"clip_fraction": lp.masked_mean((clipped > unclipped).to(ratio.dtype), mask).item(),
+                   "approx_kl": lp.masked_mean(lp.kl_estimate(-log_ratio, torch.zeros_like(ratio), "k3"), mask).item(),
+                   "ratio": lp.masked_mean(ratio, mask).item(), "ratio_error": (ratio - 1).abs().max().item()}
     return loss, metrics
 
 

@@ -32,12 +32,9 @@ def make_reward_loss(model):
         attention_mask = torch.cat([batch["chosen_attention_mask"], batch["rejected_attention_mask"]])  # (2B, T)
         chosen, rejected = model.last_scores(input_ids, attention_mask).chunk(2)                        # (B,) each
         loss = bradley_terry_loss(chosen, rejected)
-        metrics = {
-            "accuracy": (chosen > rejected).float().mean().item(),
-            "ties": (chosen == rejected).float().mean().item(),
-            "margin": (chosen - rejected).mean().item(),
-            "n_tokens": len(chosen),
-        }
+        metrics = {"accuracy": (chosen > rejected).float().mean().item(),
+                   "ties": (chosen == rejected).float().mean().item(), "margin": (chosen - rejected).mean().item(),
+                   "n_tokens": len(chosen)}
         return loss, metrics
     return loss_fn
 

@@ -1,6 +1,6 @@
 """The main job: one model goes through every kind of fine-tuning, end to end, on the embedded world.
 
-Nine stages, each a function `stage(tour) -> Result` that trains for real, evaluates on held-out data and saves what the
+Ten stages, each a function `stage(tour) -> Result` that trains for real, evaluates on held-out data and saves what the
 next ones need. The closing table, the pictures, every checkpoint and report.html go to one folder.
 """
 
@@ -11,21 +11,20 @@ from pathlib import Path
 from minift import report, show
 from minift.core.files import write_json
 from minift.errors import MiniftError
-from minift.tour import adapt, align, instruct, prefer
+from minift.tour import adapt, align, encode, instruct, prefer
 from minift.tour.common import Clock, Result, Settings, Tour, quick
 
 # name -> (stage, what the reader sees, seconds that it may take on two CPU cores, stages whose results it needs)
-STAGES = {
-    "base": (adapt.base, "1. The pretrained base", 5, ()),
-    "continued": (adapt.continued, "2. Continued pre-training, with and without replay", 55, ()),
-    "lora": (adapt.low_rank, "3. LoRA against full fine-tuning", 30, ("continued",)),
-    "sft": (instruct.sft, "4. Instruction tuning (SFT)", 65, ()),
-    "preferences": (prefer.preferences, "5. Human preferences, simulated", 35, ("sft",)),
-    "reward": (prefer.reward, "6. The reward model", 30, ("preferences",)),
-    "ppo": (align.ppo, "7. RLHF with PPO", 80, ("reward",)),
-    "dpo": (align.dpo, "8. Direct preference optimization", 45, ("preferences",)),
-    "comparison": (align.compare, "9. Side by side", 15, ("ppo", "dpo")),
-}
+STAGES = {"base": (adapt.base, "1. The pretrained base", 3, ()),
+          "continued": (adapt.continued, "2. Continued pre-training, with and without replay", 52, ()),
+          "lora": (adapt.low_rank, "3. LoRA against full fine-tuning", 30, ("continued",)),
+          "sft": (instruct.sft, "4. Instruction tuning (SFT)", 63, ()),
+          "preferences": (prefer.preferences, "5. Human preferences, simulated", 43, ("sft",)),
+          "reward": (prefer.reward, "6. The reward model", 25, ("preferences",)),
+          "ppo": (align.ppo, "7. RLHF with PPO", 78, ("reward",)),
+          "dpo": (align.dpo, "8. Direct preference optimization", 52, ("preferences",)),
+          "comparison": (align.compare, "9. Side by side", 14, ("ppo", "dpo")),
+          "encoder": (encode.encoder, "10. The encoder: masked words, and a head on frozen features", 45, ())}
 COLUMNS = ("stage", "measure", "before", "after", "seconds", "budget")
 
 
@@ -70,12 +69,8 @@ def run_seed(out, seed, stages, is_quick, resume):
     rows = table(tour)
     write_json(
         out / "results.json",
-        {
-            "seed": seed,
-            "quick": is_quick,
-            "settings": vars(tour.settings),
-            "stages": {name: vars(result) for name, result in ordered(tour)},
-        },
+        {"seed": seed, "quick": is_quick, "settings": vars(tour.settings),
+         "stages": {name: vars(result) for name, result in ordered(tour)}},
     )
     draw_overview(tour)
     write(tour, rows)
@@ -130,13 +125,8 @@ def write(tour, rows):
         for name, result in ordered(tour)
     ]
     overview = report.Section("Overview", "The journey in one picture.", None, [], [tour.picture("overview")])
-    report.write_report(
-        tour.out / "report.html",
-        "minift: the tour",
-        f"One model through every kind of fine-tuning, seed {tour.seed}.",
-        [overview, *sections],
-        rows,
-    )
+    report.write_report(tour.out / "report.html", "minift: the tour",
+                        f"One model through every kind of fine-tuning, seed {tour.seed}.", [overview, *sections], rows)
 
 
 def draw_overview(tour):
@@ -147,13 +137,8 @@ def draw_overview(tour):
     for axis in axes[len(found) :]:
         axis.set_visible(False)
     for axis, (name, result) in zip(axes, found):
-        show.bars(
-            axis,
-            ["before", "after"],
-            [result.row["before"], result.row["after"]],
-            ylabel="",
-            title=f"{STAGES[name][1].split()[0]} {name}\n{result.row['measure']}",
-        )
+        show.bars(axis, ["before", "after"], [result.row["before"], result.row["after"]], ylabel="",
+                  title=f"{STAGES[name][1].split()[0]} {name}\n{result.row['measure']}")
     show.save(fig, tour.picture("overview"))
 
 
@@ -183,11 +168,6 @@ def draw_seeds(path, spread_of):
         axes, (shares, golds, kls), ("share", "gold score (0 to 10)", "KL to SFT (nats a response)")
     ):
         names = [name for name in names if name in spread_of]
-        show.bars(
-            axis,
-            [name.replace("_", " ") for name in names],
-            [spread_of[name]["mean"] for name in names],
-            [spread_of[name]["std"] for name in names],
-            ylabel=label,
-        )
+        show.bars(axis, [name.replace("_", " ") for name in names], [spread_of[name]["mean"] for name in names],
+                  [spread_of[name]["std"] for name in names], ylabel=label)
     show.save(fig, path)

@@ -24,16 +24,8 @@ SHOWN = ("iteration", "score", "gold", "kl", "entropy", "response_length", "clip
 
 def ppo_config(s):
     """The settings of PPO; beta is the price of a nat in units of the normalised learned score."""
-    return PPOConfig(
-        beta=0.05,
-        value_coef=0.5,
-        epochs=2,
-        minibatch_size=16,
-        lr=2.5e-4,
-        temperature=TEMPERATURE,
-        max_new_tokens=s.story_tokens,
-        missing_eos_penalty=2.0,
-    )
+    return PPOConfig(beta=0.05, value_coef=0.5, epochs=2, minibatch_size=16, lr=2.5e-4, temperature=TEMPERATURE,
+                     max_new_tokens=s.story_tokens, missing_eos_penalty=2.0)
 
 
 def ppo(tour):
@@ -51,19 +43,9 @@ def ppo(tour):
         return score(generation)
 
     torch.manual_seed(tour.seed)
-    history = train_ppo(
-        policy,
-        reference,
-        value_model,
-        reward_fn,
-        [list(ids) for ids in scenes],
-        ppo_config(s),
-        iterations=s.ppo_iterations,
-        batch_size=s.ppo_batch,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
-        seed=tour.seed,
-    )
+    history = train_ppo(policy, reference, value_model, reward_fn, [list(ids) for ids in scenes], ppo_config(s),
+                        iterations=s.ppo_iterations, batch_size=s.ppo_batch, eos_id=tokenizer.eos_id,
+                        pad_id=tokenizer.pad_id, seed=tour.seed)
     save_model(policy, tokenizer, tour.out / "ppo")
     rows = [{**row, "gold": value} for row, value in zip(history, gold, strict=True)]
     draw.draw_ppo(tour, rows)
@@ -71,12 +53,8 @@ def ppo(tour):
     return Result(
         f"PPO raises the learned score from {first['score']:.2f} to {last['score']:.2f} and the gold score "
         f"of its stories from {first['gold']:.1f} to {last['gold']:.1f} at a KL of {last['kl']:.1f} nats.",
-        {
-            "ppo_gold_first": first["gold"],
-            "ppo_gold_last": last["gold"],
-            "ppo_score_last": last["score"],
-            "ppo_kl_last": last["kl"],
-        },
+        {"ppo_gold_first": first["gold"], "ppo_gold_last": last["gold"], "ppo_score_last": last["score"],
+         "ppo_kl_last": last["kl"]},
         {"measure": "gold score, rollouts", "before": first["gold"], "after": last["gold"]},
         rows=[{key: row[key] for key in SHOWN} for row in rows[:: max(1, len(rows) // 8)]],
         pictures=[tour.picture("ppo")],
@@ -109,16 +87,8 @@ def dpo(tour):
 
     start = {"step": 0, **evaluate()}
     steps = s.dpo_epochs * len(batches)
-    history = train(
-        policy,
-        batches,
-        make_dpo_loss(policy, s.dpo_beta),
-        steps=steps,
-        lr=s.dpo_lr,
-        name="dpo",
-        evaluate=evaluate,
-        eval_every=max(1, steps // 3),
-    )
+    history = train(policy, batches, make_dpo_loss(policy, s.dpo_beta), steps=steps, lr=s.dpo_lr, name="dpo",
+                    evaluate=evaluate, eval_every=max(1, steps // 2))
     policy.eval()
     save_model(policy, tokenizer, tour.out / "dpo")
     seen = [start] + [row for row in history if "gold" in row]
@@ -126,12 +96,8 @@ def dpo(tour):
     return Result(
         f"DPO takes the gold score from {start['gold']:.1f} to {seen[-1]['gold']:.1f} at a KL of "
         f"{seen[-1]['kl']:.1f} nats; the first loss was {history[0]['loss']:.4f} (ln 2 = 0.6931).",
-        {
-            "dpo_first_loss": history[0]["loss"],
-            "dpo_gold": seen[-1]["gold"],
-            "dpo_kl": seen[-1]["kl"],
-            "dpo_accuracy": sum(row["accuracy"] for row in history[-10:]) / len(history[-10:]),
-        },
+        {"dpo_first_loss": history[0]["loss"], "dpo_gold": seen[-1]["gold"], "dpo_kl": seen[-1]["kl"],
+         "dpo_accuracy": sum(row["accuracy"] for row in history[-10:]) / len(history[-10:])},
         {"measure": "gold score, samples", "before": start["gold"], "after": seen[-1]["gold"]},
         pictures=[tour.picture("dpo")],
     )
@@ -139,15 +105,8 @@ def dpo(tour):
 
 def on_requests(model, reference, tokenizer, requests, max_new_tokens, seed):
     """Mean gold score and KL of the model's sampled stories."""
-    answers = sample_answers(
-        model,
-        tokenizer,
-        [prompt for prompt, _ in requests],
-        max_new_tokens=max_new_tokens,
-        temperature=TEMPERATURE,
-        batch_size=128,
-        seed=seed,
-    )
+    answers = sample_answers(model, tokenizer, [prompt for prompt, _ in requests], max_new_tokens=max_new_tokens,
+                             temperature=TEMPERATURE, batch_size=128, seed=seed)
     gold = story_scores([answer.text for answer in answers], [scene for _, scene in requests])
     kl = response_kl(make_reference(model, TEMPERATURE), reference, answers, tokenizer.pad_id)
     return {"gold": sum(gold) / len(gold), "kl": sum(kl) / len(kl)}
@@ -162,15 +121,8 @@ def compare(tour):
     reference, found = make_reference(sft, TEMPERATURE), {}
     for name in ("base", "sft", "ppo", "dpo"):
         model = tour.load(name)[0]
-        answers = sample_answers(
-            model,
-            tokenizer,
-            list(prompts),
-            max_new_tokens=s.story_tokens,
-            temperature=TEMPERATURE,
-            batch_size=128,
-            seed=tour.seed,
-        )
+        answers = sample_answers(model, tokenizer, list(prompts), max_new_tokens=s.story_tokens,
+                                 temperature=TEMPERATURE, batch_size=128, seed=tour.seed)
         gold = story_scores([answer.text for answer in answers], scenes)
         kl = response_kl(make_reference(model, TEMPERATURE), reference, answers, tokenizer.pad_id)
         found[name] = {"gold": gold, "kl": sum(kl) / len(kl), "answers": answers}
@@ -180,16 +132,9 @@ def compare(tour):
         rate, mean = win_rate(one["gold"], found["sft"]["gold"]), sum(one["gold"]) / len(prompts)
         length = sum(len(answer.response_ids) for answer in one["answers"]) / len(prompts)
         rows.append(
-            {
-                "model": name,
-                "gold score": mean,
-                "95 % from": low,
-                "to": high,
-                "KL to SFT (nats)": one["kl"],
-                "wins against SFT": rate,
-                "tokens": length,
-                "ends": sum(answer.ended for answer in one["answers"]) / len(prompts),
-            }
+            {"model": name, "gold score": mean, "95 % from": low, "to": high, "KL to SFT (nats)": one["kl"],
+             "wins against SFT": rate, "tokens": length,
+             "ends": sum(answer.ended for answer in one["answers"]) / len(prompts)}
         )
         measures |= {f"gold_{name}": mean, f"kl_{name}": one["kl"], f"win_rate_{name}": rate}
     draw.draw_comparison(tour, rows)
@@ -200,11 +145,8 @@ def compare(tour):
         f"Against SFT, PPO wins {measures['win_rate_ppo']:.0%} at {measures['kl_ppo']:.1f} nats of KL and DPO "
         f"{measures['win_rate_dpo']:.0%} at {measures['kl_dpo']:.1f} nats (a tie counts half).",
         measures,
-        {
-            "measure": "gold: SFT, best of PPO, DPO",
-            "before": measures["gold_sft"],
-            "after": max(measures["gold_ppo"], measures["gold_dpo"]),
-        },
+        {"measure": "gold: SFT, best of PPO, DPO", "before": measures["gold_sft"],
+         "after": max(measures["gold_ppo"], measures["gold_dpo"])},
         texts=texts,
         rows=rows,
         pictures=[tour.picture("comparison")],

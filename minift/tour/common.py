@@ -16,7 +16,7 @@ from minift.errors import MiniftError
 from minift.evaluation.metrics import language_model_nll
 from minift.methods.sft import make_labels
 
-BASE = Path("data/base")
+BASE, ENCODER = Path("data/base"), Path("data/encoder")
 TEMPERATURE = 0.7  # of every sampled story, PPO's too; KL is between these sharpened distributions
 
 
@@ -48,27 +48,17 @@ class Settings:
     dpo_beta: float = 0.2
     n_prompts: int = 120  # held-out prompts of the comparison
     story_tokens: int = 144  # longest story
+    label_sizes: tuple = (16, 64, 256, 1024)  # labelled stories of the encoder's learning curve
+    n_full_sizes: int = 2  # how many of these sizes train all parameters, too
+    label_steps: int = 60  # of such a training
+    n_labelled_test: int = 400
 
 
 def quick():
     """Settings under which every stage runs in seconds and none learns much."""
-    return replace(
-        Settings(),
-        domain_steps=6,
-        n_domain=60,
-        n_valid=8,
-        n_instructions=200,
-        sft_steps=6,
-        n_answers=16,
-        n_pairs=24,
-        n_pairs_valid=8,
-        reward_epochs=1,
-        ppo_iterations=2,
-        ppo_batch=8,
-        dpo_epochs=1,
-        n_prompts=8,
-        story_tokens=96,
-    )
+    return replace(Settings(), domain_steps=6, n_domain=60, n_valid=8, n_instructions=200, sft_steps=6, n_answers=16,
+                   n_pairs=24, n_pairs_valid=8, reward_epochs=1, ppo_iterations=2, ppo_batch=8, dpo_epochs=1,
+                   n_prompts=8, story_tokens=96, label_sizes=(8, 16), n_full_sizes=1, label_steps=4, n_labelled_test=30)
 
 
 @dataclass
@@ -79,11 +69,12 @@ class Tour:
     seed: int = 0
     settings: Settings = field(default_factory=Settings)
     base: Path = BASE
+    encoder: Path = ENCODER
     results: dict = field(default_factory=dict)  # stage name -> Result
 
     def load(self, name):
-        """(model, tokenizer) that a stage before has saved under `name`; "base" is the pretrained one."""
-        path = self.base if name == "base" else self.out / name
+        """(model, tokenizer) that a stage has saved under `name`; "base" and "pretrained encoder" come with minift."""
+        path = {"base": self.base, "pretrained encoder": self.encoder}.get(name, self.out / name)
         if not path.exists():
             raise MiniftError(
                 f"the tour needs {path}, which an earlier stage makes; run that stage too, or the whole tour"
@@ -120,12 +111,8 @@ class Result:
 def text_batches(tokenizer, texts, batch_size=32):
     """Batches of whole documents, each on its own, for measuring perplexity."""
     rows = [tokenizer.encode(text) + [tokenizer.eos_id] for text in texts]
-    return Batches(
-        [{"input_ids": ids, "labels": ids} for ids in rows],
-        batch_size,
-        lambda examples: collate(examples, tokenizer.pad_id),
-        shuffle=False,
-    )
+    return Batches([{"input_ids": ids, "labels": ids} for ids in rows], batch_size,
+                   lambda examples: collate(examples, tokenizer.pad_id), shuffle=False)
 
 
 def text_loss(model, tokenizer, texts):

@@ -2,6 +2,7 @@
 
 from minift import show
 from minift.evaluation.metrics import perplexity
+from minift.label_curve import log_labels
 from minift.tour.common import read_history, smooth
 
 
@@ -13,10 +14,8 @@ def draw_base(tour):
         axes,
         {
             "training loss": ([r["step"] for r in log], [r["loss"] for r in log]),
-            "held-out stories": (
-                [r["step"] for r in log if "valid_stories_loss" in r],
-                [r["valid_stories_loss"] for r in log if "valid_stories_loss" in r],
-            ),
+            "held-out stories": ([r["step"] for r in log if "valid_stories_loss" in r],
+                                 [r["valid_stories_loss"] for r in log if "valid_stories_loss" in r]),
         },
         xlabel="step of pre-training",
         ylabel="loss (nats per token)",
@@ -33,10 +32,8 @@ def draw_continued(tour, plain, with_replay):
             axis,
             {
                 label: ([r["step"] for r in run], [perplexity(r[f"{key}_loss"], 1) for r in run])
-                for label, run in (
-                    ("new text only", plain),
-                    (f"{tour.settings.replay_share:.0%} old text replayed", with_replay),
-                )
+                for label, run in (("new text only", plain),
+                                   (f"{tour.settings.replay_share:.0%} old text replayed", with_replay))
             },
             xlabel="step",
             ylabel="perplexity (held-out)",
@@ -49,18 +46,10 @@ def draw_continued(tour, plain, with_replay):
 def draw_lora(tour, measures, lora_loss, full):
     """The loss that LoRA and full fine-tuning reach, and the memory that training takes beside the weights."""
     fig, axes = show.figure(1, 2)
-    show.bars(
-        axes[0],
-        ["base", "LoRA", "full"],
-        [full["new_loss_before"], lora_loss, full["new_loss"]],
-        ylabel="loss on the new domain (nats per token)",
-    )
-    show.bars(
-        axes[1],
-        ["LoRA", "full"],
-        [measures["lora_training_megabytes"], measures["full_training_megabytes"]],
-        ylabel="gradients and AdamW's state (MB)",
-    )
+    show.bars(axes[0], ["base", "LoRA", "full"], [full["new_loss_before"], lora_loss, full["new_loss"]],
+              ylabel="loss on the new domain (nats per token)")
+    show.bars(axes[1], ["LoRA", "full"], [measures["lora_training_megabytes"], measures["full_training_megabytes"]],
+              ylabel="gradients and AdamW's state (MB)")
     show.save(fig, tour.picture("lora"))
 
 
@@ -70,13 +59,8 @@ def draw_sft(tour, tokenizer, chats, history):
     show.draw_tokens(axes, tokenizer, [ids for ids, _ in chats[5:10]], [mask for _, mask in chats[5:10]])
     show.save(fig, tour.picture("sft-mask"))
     fig, axes = show.figure()
-    show.curves(
-        axes,
-        {"training loss": smooth(history, "loss")},
-        xlabel="step",
-        ylabel="loss on response tokens (nats a token, mean of 8 steps)",
-        title="Instruction tuning",
-    )
+    show.curves(axes, {"training loss": smooth(history, "loss")}, xlabel="step",
+                ylabel="loss on response tokens (nats a token, mean of 8 steps)", title="Instruction tuning")
     show.save(fig, tour.picture("sft"))
 
 
@@ -85,55 +69,31 @@ def draw_preferences(tour, gaps):
     fig, axes = show.figure()
     whole = [round(gap) for gap in gaps]
     points = range(min(whole), max(whole) + 1)
-    show.bars(
-        axes,
-        [f"{point:+d}" for point in points],
-        [whole.count(point) for point in points],
-        ylabel="pairs",
-        title="Gold score of the chosen story minus that of the rejected one (points)",
-    )
+    show.bars(axes, [f"{point:+d}" for point in points], [whole.count(point) for point in points], ylabel="pairs",
+              title="Gold score of the chosen story minus that of the rejected one (points)")
     show.save(fig, tour.picture("preferences"))
 
 
 def draw_reward(tour, history, curve):
     """The reward model's loss, and whether it is right as often as it says."""
     fig, axes = show.figure(1, 2)
-    show.curves(
-        axes[0],
-        {"training loss": smooth(history, "loss")},
-        xlabel="step",
-        ylabel="Bradley-Terry loss (nats a pair, mean of 8 steps)",
-        title="Reward model",
-    )
-    show.reliability(
-        axes[1],
-        [point["confidence"] for point in curve],
-        [point["accuracy"] for point in curve],
-        [point["count"] for point in curve],
-    )
+    show.curves(axes[0], {"training loss": smooth(history, "loss")}, xlabel="step",
+                ylabel="Bradley-Terry loss (nats a pair, mean of 8 steps)", title="Reward model")
+    show.reliability(axes[1], [point["confidence"] for point in curve], [point["accuracy"] for point in curve],
+                     [point["count"] for point in curve])
     show.save(fig, tour.picture("reward"))
 
 
 def draw_ppo(tour, rows):
     """PPO's eight curves: what is wanted, what it costs, and how the optimization fares."""
     fig, axes = show.figure(2, 4)
-    labels = {
-        "gold": "gold score (0 to 10)",
-        "score": "learned score",
-        "kl": "KL to SFT (nats a response)",
-        "entropy": "entropy (nats a token)",
-        "response_length": "response length (tokens)",
-        "clip_fraction": "clip fraction",
-        "explained_variance": "explained variance",
-        "eos_share": "ended by <eos>",
-    }
+    labels = {"gold": "gold score (0 to 10)", "score": "learned score", "kl": "KL to SFT (nats a response)",
+              "entropy": "entropy (nats a token)", "response_length": "response length (tokens)",
+              "clip_fraction": "clip fraction", "explained_variance": "explained variance",
+              "eos_share": "ended by <eos>"}
     for axis, (key, label) in zip(axes.flat, labels.items()):
-        show.curves(
-            axis,
-            {label: ([row["iteration"] for row in rows], [row[key] for row in rows])},
-            xlabel="iteration",
-            ylabel=label,
-        )
+        show.curves(axis, {label: ([row["iteration"] for row in rows], [row[key] for row in rows])}, xlabel="iteration",
+                    ylabel=label)
     show.save(fig, tour.picture("ppo"))
 
 
@@ -144,18 +104,13 @@ def draw_dpo(tour, history, seen):
     show.curves(
         axes[1], {"margin": smooth(history, "margin")}, xlabel="step", ylabel="margin of implicit rewards (nats)"
     )
-    show.curves(
-        axes[2],
-        {"chosen": smooth(history, "chosen_logprobs"), "rejected": smooth(history, "rejected_logprobs")},
-        xlabel="step",
-        ylabel="log p of the response (nats)",
-    )
+    show.curves(axes[2],
+                {"chosen": smooth(history, "chosen_logprobs"), "rejected": smooth(history, "rejected_logprobs")},
+                xlabel="step", ylabel="log p of the response (nats)")
     show.curves(
         axes[3],
-        {
-            "gold score": ([row["step"] for row in seen], [row["gold"] for row in seen]),
-            "KL (nats)": ([row["step"] for row in seen], [row["kl"] for row in seen]),
-        },
+        {"gold score": ([row["step"] for row in seen], [row["gold"] for row in seen]),
+         "KL (nats)": ([row["step"] for row in seen], [row["kl"] for row in seen])},
         xlabel="step",
         ylabel="sampled stories",
     )
@@ -166,18 +121,19 @@ def draw_comparison(tour, rows):
     """Gold score of all models with intervals, and how far the tuned ones are from SFT."""
     fig, axes = show.figure(1, 2)
     ends = [(row["95 % from"], row["to"]) for row in rows]
-    show.bars(
-        axes[0],
-        [row["model"] for row in rows],
-        [row["gold score"] for row in rows],
-        ends,
-        ylabel="gold score, 95 % interval",
-    )
+    show.bars(axes[0], [row["model"] for row in rows], [row["gold score"] for row in rows], ends,
+              ylabel="gold score, 95 % interval")
     tuned = [row for row in rows if row["model"] != "base"]
-    show.bars(
-        axes[1],
-        [row["model"] for row in tuned],
-        [row["KL to SFT (nats)"] for row in tuned],
-        ylabel="KL to SFT (nats a response)",
-    )
+    show.bars(axes[1], [row["model"] for row in tuned], [row["KL to SFT (nats)"] for row in tuned],
+              ylabel="KL to SFT (nats a response)")
     show.save(fig, tour.picture("comparison"))
+
+
+def draw_encoder(tour, curve, counts, labels):
+    """Accuracy against the number of labels, four ways, and which classes the probe takes for which."""
+    fig, axes = show.figure(1, 2, width=11, height=4.4)
+    show.curves(axes[0], {way: (list(points), list(points.values())) for way, points in curve.items()},
+                xlabel="labelled stories (log axis)", ylabel="accuracy (held-out stories)", title="What went wrong?")
+    log_labels(axes[0], tour.settings.label_sizes)
+    show.confusion(axes[1], counts, labels, title=f"the probe with {tour.settings.label_sizes[1]} labels")
+    show.save(fig, tour.picture("encoder"))

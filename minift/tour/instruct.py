@@ -34,39 +34,26 @@ def sft(tour):
     save_model(model, tokenizer, tour.out / "sft")
     after = ask_all(model, tokenizer, held_out, tour.seed)
     rows = [
-        {
-            "task": task,
-            "cluster": TASKS[task][0],
-            "base": score(before, held_out, task),
-            "SFT": score(after, held_out, task),
-        }
+        {"task": task, "cluster": TASKS[task][0], "base": score(before, held_out, task),
+         "SFT": score(after, held_out, task)}
         for task in READING
     ]
-    measures = {
-        "exact_match_before": score(before, held_out),
-        "exact_match": score(after, held_out),
-        "ends_with_eos": sum(answer.ended for answer in after) / len(after),
-        **{f"exact_match_{row['task']}": row["SFT"] for row in rows},
-    }
+    measures = {"exact_match_before": score(before, held_out), "exact_match": score(after, held_out),
+                "ends_with_eos": sum(answer.ended for answer in after) / len(after),
+                **{f"exact_match_{row['task']}": row["SFT"] for row in rows}}
     draw.draw_sft(tour, tokenizer, chats, history)
     texts = [
         (label, text)
         for i in range(2)
-        for label, text in (
-            (f"instruction {i + 1}", before[i].prompt),
-            ("base continues", before[i].text),
-            ("SFT answers", after[i].text),
-        )
+        for label, text in ((f"instruction {i + 1}", before[i].prompt), ("base continues", before[i].text),
+                            ("SFT answers", after[i].text))
     ]
     return Result(
         f"The base answers {measures['exact_match_before']:.0%} of the held-out questions, the tuned model "
         f"{measures['exact_match']:.0%}, and {measures['ends_with_eos']:.1%} of its answers end by themselves.",
         measures,
-        {
-            "measure": "exact match, held out",
-            "before": measures["exact_match_before"],
-            "after": measures["exact_match"],
-        },
+        {"measure": "exact match, held out", "before": measures["exact_match_before"],
+         "after": measures["exact_match"]},
         texts=texts,
         rows=rows,
         pictures=[tour.picture("sft-mask"), tour.picture("sft")],

@@ -7,7 +7,7 @@ from minift.core.heads import TokenScorer
 from minift.core.train import train
 from minift.datasets.batches import Batches, chunks
 from minift.datasets.jsonl import read_jsonl, write_jsonl
-from minift.datasets.pairs import collate_pairs, encode_pairs
+from minift.datasets.pairs import collate_pairs, encode_pair, encode_pairs
 from minift.datasets.preferences import annotate, sample_pairs
 from minift.datasets.rubric import judge
 from minift.datasets.tasks import story_requests
@@ -27,15 +27,8 @@ def preferences(tour):
     for split, n in (("train", s.n_pairs), ("valid", s.n_pairs_valid)):
         requests = story_requests(n, tour.seed, split)
         scenes = dict(requests)
-        pairs = sample_pairs(
-            model,
-            tokenizer,
-            [prompt for prompt, _ in requests],
-            max_new_tokens=s.story_tokens,
-            temperature=TEMPERATURE,
-            batch_size=128,
-            seed=tour.seed,
-        )
+        pairs = sample_pairs(model, tokenizer, [prompt for prompt, _ in requests], max_new_tokens=s.story_tokens,
+                             temperature=TEMPERATURE, batch_size=128, seed=tour.seed)
         rows[split] = annotate(
             pairs, lambda prompt, text: judge(text, scenes[prompt]).score, noise=NOISE, seed=tour.seed
         )
@@ -49,11 +42,8 @@ def preferences(tour):
     texts = [
         (label, text)
         for row in rows["train"][:3]
-        for label, text in (
-            ("request", row["prompt"]),
-            (f"chosen (gold {row['gold'][0]:.1f})", row["chosen"]),
-            (f"rejected (gold {row['gold'][1]:.1f})", row["rejected"]),
-        )
+        for label, text in (("request", row["prompt"]), (f"chosen (gold {row['gold'][0]:.1f})", row["chosen"]),
+                            (f"rejected (gold {row['gold'][1]:.1f})", row["rejected"]))
     ]
     return Result(
         f"From {kept['train']} pairs of sampled stories the annotators chose the one that the rubric prefers in "
@@ -89,27 +79,25 @@ def reward(tour):
     curve = reliability_curve(
         [max(p, 1 - p) for p in probability.tolist()], [p > 0.5 for p in probability.tolist()], n_bins=10
     )
-    measures = {
-        "reward_accuracy_gold": sum(right) / max(1, len(right)),
-        "reward_accuracy_annotators": (chosen > rejected).float().mean().item(),
-    }
+    measures = {"reward_accuracy_gold": sum(right) / max(1, len(right)),
+                "reward_accuracy_annotators": (chosen > rejected).float().mean().item()}
     draw.draw_reward(tour, history, curve)
-    return Result(
-        f"On held-out pairs the reward model puts {measures['reward_accuracy_gold']:.0%} in the gold order "
-        f"({len(decided)} pairs without a tie).",
-        measures,
-        {"measure": "pairs in gold order", "before": 0.5, "after": measures["reward_accuracy_gold"]},
-        pictures=[tour.picture("reward")],
-    )
+    return Result(f"On held-out pairs the reward model puts {measures['reward_accuracy_gold']:.0%} in the gold order "
+                  f"({len(decided)} pairs without a tie).",
+                  measures,
+                  {"measure": "pairs in gold order", "before": 0.5, "after": measures["reward_accuracy_gold"]},
+                  pictures=[tour.picture("reward")])
 
 
 @torch.no_grad()
 def score_pairs(tour, model, tokenizer, split):
-    """(chosen scores, rejected scores, gold pairs) of the pairs of a split."""
+    """(chosen scores, rejected scores, gold pairs) of the pairs of a split; pairs that are alike are left out."""
     rows = read_jsonl(tour.out / f"preferences-{split}.jsonl")
+    pairs = [encode_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"], model.config.context_length)
+             for row in rows]
     chosen, rejected = [], []
-    for part in chunks(encode_pairs(tokenizer, rows, model.config.context_length), 32):
+    for part in chunks([pair for pair in pairs if pair], 32):
         batch = collate_pairs(part, tokenizer.pad_id)
         chosen.append(model.last_scores(batch["chosen_input_ids"], batch["chosen_attention_mask"]))
         rejected.append(model.last_scores(batch["rejected_input_ids"], batch["rejected_attention_mask"]))
-    return torch.cat(chosen), torch.cat(rejected), [row["gold"] for row in rows]
+    return torch.cat(chosen), torch.cat(rejected), [row["gold"] for row, pair in zip(rows, pairs) if pair]
