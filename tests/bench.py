@@ -1,7 +1,8 @@
 """How fast minift is, as ratios measured side by side in one run: `python -m tests.bench` (about a minute).
 
-Three questions: how near training comes to the machine's own matrix products, what the KV cache saves, and where the
-time of a PPO iteration goes. Absolute figures depend on the machine; the ratios are what to compare.
+How near training comes to the machine's own matrix products, for decoder and encoder; what a frozen encoder's cached
+features save, and what the KV cache; and where the time of a PPO iteration goes. Absolute figures depend on the machine;
+the ratios are what to compare.
 """
 
 import argparse
@@ -15,17 +16,23 @@ from pathlib import Path
 
 import torch
 
+from minift.baselines import labelled_batches
 from minift.core.checkpoint import load_model
 from minift.core.generate import generate
-from minift.core.heads import LanguageModel, TokenScorer
+from minift.core.heads import LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer
 from minift.core.logprobs import make_reference
 from minift.core.train import make_optimizer, take_step
 from minift.core.transformer import TransformerConfig
 from minift.datasets.chat import encode_prompt
+from minift.datasets.labelled import LABELS, labelled
+from minift.datasets.segments import encode_labelled
 from minift.datasets.tasks import story_requests
+from minift.methods.classify import Rows, cached_features, freeze, make_classification_loss
+from minift.methods.mlm import make_mlm_loss, mask_tokens
 from minift.methods.ppo import PPOConfig, train_ppo
 from minift.methods.pretrain import make_pretrain_loss
 from minift.methods.reward import reward_from_model
+from minift.recipes import ENCODER
 
 BASE = Path("data/base")
 
@@ -36,38 +43,73 @@ def seconds(function):
     return time.perf_counter() - start
 
 
-def multiply_adds(config, length):
-    """Multiply-adds of a training step, per token: a matrix once forward, twice backward; attention sees T/2 keys."""
+def multiply_adds(config, length, learned=1.0):
+    """Multiply-adds of a training step, per token: a matrix once forward, twice backward; a causal token sees T/2 keys.
+
+    learned: the share of tokens at which the head is computed.
+    """
     d, f, kv = config.d_model, config.d_ff, config.n_kv_head * config.d_head
-    matrices = config.n_layer * (2 * d * d + 2 * d * kv + 3 * d * f) + d * config.vocab_size
-    attention = config.n_layer * 2 * d * length / 2
-    return 3 * (matrices + attention)
+    mlp, seen = (3 if config.mlp == "swiglu" else 2) * d * f, length / 2 if config.causal else length
+    head = d * config.vocab_size + (0 if config.causal else d * d)
+    return 3 * (config.n_layer * (2 * d * d + 2 * d * kv + mlp + 2 * d * seen) + learned * head)
 
 
-def train_against_gemm(repeats=7, length=256, batch_size=8):
+def against_gemm(name, model, loss_fn, batch, learned=1.0, repeats=7):
     """Multiply-adds a second of forward and backward, over those of a matrix product on the same machine, in turn."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    tokens, length = batch["input_ids"].numel(), batch["input_ids"].shape[1]
+    optimizer, rows = make_optimizer(model, lr=1e-4), []
+    for _ in range(repeats + 1):
+        gemm = 2048**3 / min(seconds(lambda: a @ b) for _ in range(3))
+        rate = tokens * multiply_adds(model.config, length, learned) / seconds(lambda: loss_fn(batch)[0].backward())
+        step = seconds(lambda: take_step(optimizer, [batch], loss_fn, lr=1e-4))
+        rows.append((gemm, rate / gemm, tokens / step))
+    gemm, ratio, speed = (statistics.median(column) for column in zip(*rows[1:]))       # the first only warms up
+    return {f"{name}: matrix product, multiply-adds (1e9/s)": gemm / 1e9,
+            f"{name}: forward and backward over matrix product": ratio,
+            f"{name}: training tokens/s (whole step)": speed}
+
+
+def decoder(length=256, batch_size=8):
+    """Next-token training of a decoder of 3.7M parameters."""
     config = TransformerConfig(vocab_size=2048, context_length=length, n_layer=4, n_head=4, d_model=256, d_ff=688)
     torch.manual_seed(0)
     model = LanguageModel(config)
-    loss_fn, optimizer = make_pretrain_loss(model), make_optimizer(model, lr=1e-4)
     batch = {"input_ids": torch.randint(0, config.vocab_size, (batch_size, length))}
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    return against_gemm("decoder", model, make_pretrain_loss(model), batch)
 
-    def forward_backward():
-        loss_fn(batch)[0].backward()
 
-    rows = []
-    for _ in range(repeats + 1):
-        gemm = 2048**3 / min(seconds(lambda: a @ b) for _ in range(3))
-        work = batch_size * length * multiply_adds(config, length)
-        rows.append(
-            (gemm, work / seconds(forward_backward),
-             batch_size * length / seconds(lambda: take_step(optimizer, [batch], loss_fn, lr=1e-4)))
-        )
-    rows = rows[1:]
-    return {"matrix product, multiply-adds (1e9/s)": statistics.median(row[0] for row in rows) / 1e9,
-            "forward and backward over matrix product": statistics.median(row[1] / row[0] for row in rows),
-            "training tokens/s (whole step, 3.7M parameters)": statistics.median(row[2] for row in rows)}
+def encoder(length=256, batch_size=8):
+    """Masked training of an encoder of 3.9M parameters, 15 % of the tokens hidden."""
+    shape = {**ENCODER["config"], "context_length": length, "d_model": 256, "d_ff": 1024}
+    torch.manual_seed(0)
+    model = MaskedLanguageModel(TransformerConfig(vocab_size=2048, **shape))
+    ids = torch.randint(10, model.config.vocab_size, (batch_size, length))
+    masked, labels = mask_tokens(ids, torch.zeros_like(ids, dtype=torch.bool), mask_id=1, vocab_size=2048)
+    return against_gemm("encoder", model, make_mlm_loss(model), {"input_ids": masked, "labels": labels}, learned=0.15)
+
+
+def probe(n=512, epochs=20):
+    """Time of training a frozen encoder's head when each step computes the features anew, over that with a cache."""
+    model, tokenizer = load_model("data/encoder")
+    classifier = freeze(SequenceClassifier(model.body, 2, labels=LABELS["sentiment"]))
+    rows = encode_labelled(tokenizer, labelled("sentiment", n, 0, "bench"), LABELS["sentiment"], 256)
+    batches, loss_fn = labelled_batches(rows, tokenizer.pad_id), make_classification_loss(classifier)
+    optimizer = make_optimizer(classifier, lr=1e-3)
+
+    def epoch(source):
+        for batch in source:
+            take_step(optimizer, [batch], loss_fn, lr=1e-3)
+
+    start = time.perf_counter()
+    features, labels = cached_features(classifier, batches)
+    once = time.perf_counter() - start
+    cached = statistics.median(seconds(lambda: epoch(Rows({"features": features, "label": labels}, 64)))
+                               for _ in range(epochs))
+    recomputed = seconds(lambda: epoch(batches))
+    whole = epochs * recomputed / (once + epochs * cached)
+    return {f"probe on {n} stories: an epoch recomputed over one from the cache": recomputed / cached,
+            f"  the same for {epochs} epochs, filling the cache included": whole}
 
 
 def cache(repeats=5, batch_size=8, new=96):
@@ -114,7 +156,7 @@ def main():
     if options.threads:
         torch.set_num_threads(options.threads)
     figures = {}
-    for measure in (train_against_gemm, cache, ppo):
+    for measure in (decoder, encoder, probe, cache, ppo):
         figures |= measure()
     print(f"{date.today()}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     width = max(map(len, figures))

@@ -137,8 +137,12 @@ def draw_overview(tour):
     for axis in axes[len(found) :]:
         axis.set_visible(False)
     for axis, (name, result) in zip(axes, found):
-        show.bars(axis, ["before", "after"], [result.row["before"], result.row["after"]], ylabel="",
+        before, after = result.row["before"], result.row["after"]
+        show.bars(axis, ["before", "after"], [before, after], ylabel="",
                   title=f"{STAGES[name][1].split()[0]} {name}\n{result.row['measure']}")
+        if before > 100 * after > 0:        # perplexities: on an even scale the second bar would not be seen
+            axis.set_yscale("log")
+            axis.set_ylim(bottom=1)
     show.save(fig, tour.picture("overview"))
 
 
