@@ -1,7 +1,7 @@
 """How fast minift is, as ratios measured side by side in one run: `python -m tests.bench` (about a minute).
 
 How near training comes to the machine's own matrix products, for decoder and encoder; what a frozen encoder's cached
-features save, and what the KV cache; and where the time of a PPO iteration goes. Absolute figures depend on the machine;
+features save, and what the KV cache; and where the time of a PPO iteration goes. Figures depend on the machine;
 the ratios are what to compare.
 """
 
