@@ -34,16 +34,9 @@ def sample_answers(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0
     for part in chunks(prompts, batch_size):
         rows = [encode_prompt(tokenizer, prompt) for prompt in part]
         mask = pad([[True] * len(row) for row in rows], False, side="left")
-        out = generate(
-            model,
-            pad(rows, tokenizer.pad_id, side="left").to(device),
-            mask.to(device),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            eos_id=tokenizer.eos_id,
-            pad_id=tokenizer.pad_id,
-            generator=generator,
-        )
+        out = generate(model, pad(rows, tokenizer.pad_id, side="left").to(device), mask.to(device),
+                       max_new_tokens=max_new_tokens, temperature=temperature, eos_id=tokenizer.eos_id,
+                       pad_id=tokenizer.pad_id, generator=generator)
         for prompt, row, ids, written in zip(part, rows, out.input_ids, out.response_mask):
             response = ids[written].tolist()
             ended = response[-1:] == [tokenizer.eos_id]
@@ -57,15 +50,8 @@ def sample_pairs(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, 
     Prompts whose two answers came out the same are left out: they hold no preference.
     """
     doubled = [prompt for prompt in prompts for _ in range(2)]
-    answers = sample_answers(
-        model,
-        tokenizer,
-        doubled,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        batch_size=batch_size,
-        seed=seed,
-    )
+    answers = sample_answers(model, tokenizer, doubled, max_new_tokens=max_new_tokens, temperature=temperature,
+                             batch_size=batch_size, seed=seed)
     pairs = [
         {"prompt": first.prompt, "answers": [first.text, second.text]}
         for first, second in zip(answers[::2], answers[1::2])

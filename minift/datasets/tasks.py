@@ -10,12 +10,8 @@ from minift.datasets.corpus import ask
 from minift.datasets.world import draw_scenes, tell, with_articles
 
 # task -> (cluster, phrasings); {story} is the told scene, {question} a question of the corpus
-READING = (
-    "Read the story and answer the question.\n{story}\n{question}",
-    "{question} Here is the story.\n{story}",
-    "{story}\nPlease tell me: {question}",
-    "Use the text to reply to this: {question}\nText: {story}",
-)
+READING = ("Read the story and answer the question.\n{story}\n{question}", "{question} Here is the story.\n{story}",
+           "{story}\nPlease tell me: {question}", "Use the text to reply to this: {question}\nText: {story}")
 TASKS = {
     "who": ("lookup", READING), "where": ("lookup", READING), "animal": ("lookup", READING),
     "thing": ("lookup", READING), "colour": ("lookup", READING), "trouble": ("events", READING),

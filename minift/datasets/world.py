@@ -11,35 +11,22 @@ from dataclasses import dataclass
 
 from minift.datasets import lexicon as words
 
-OPENING = (
-    "One {weather} {time} {name} went to {place} with {hers} {animal}.",
-    "{name} lived near {place} and had a {size} {animal}.",
-    "On a {weather} {time} {name} and {hers} {animal} came to {place}.",
-    "There was once a {character} child called {name}, who had a {animal} and lived by {place}.",
-    "It was a {weather} {time}, and {name} was at {place} with a {size} {animal}.",
-    "{name} and a {size} {animal} walked {adverb} to {place}.",
-    "{name} was a {character} child. One {time} {she} took {hers} {animal} to {place}.",
-    "A {animal} followed {name} to {place} on a {weather} {time}.",
-)
-THING = (
-    "{She} carried a {thing}.",
-    "{She} had brought a {make} {thing} from home.",
-    "In {hers} hand was a {thing}, a gift from the {helper}.",
-    "{She} wanted to show the {animal} {hers} {thing}.",
-    "Under {hers} arm {she} held a {thing}.",
-    "The {helper} had given {her} a {make} {thing}.",
-    "{name} never went out without {hers} {thing}.",
-    "There {she} found a {make} {thing}.",
-)
-DETAIL = (
-    "The {animal} was {size} and followed {her} {adverb}.",
-    "They sat down at {place} and ate some {food}.",
-    "The {animal} sniffed {adverb} at the {thing}.",
-    "At {place} they met the {helper}, who waved {adverb}.",
-    "{name} liked the {colour} {object} more than anything.",
-    "The {object} was so {make} that the {helper} came to look at it.",
-    "They played {adverb} behind a {plant}.",
-)
+OPENING = ("One {weather} {time} {name} went to {place} with {hers} {animal}.",
+           "{name} lived near {place} and had a {size} {animal}.",
+           "On a {weather} {time} {name} and {hers} {animal} came to {place}.",
+           "There was once a {character} child called {name}, who had a {animal} and lived by {place}.",
+           "It was a {weather} {time}, and {name} was at {place} with a {size} {animal}.",
+           "{name} and a {size} {animal} walked {adverb} to {place}.",
+           "{name} was a {character} child. One {time} {she} took {hers} {animal} to {place}.",
+           "A {animal} followed {name} to {place} on a {weather} {time}.")
+THING = ("{She} carried a {thing}.", "{She} had brought a {make} {thing} from home.",
+         "In {hers} hand was a {thing}, a gift from the {helper}.", "{She} wanted to show the {animal} {hers} {thing}.",
+         "Under {hers} arm {she} held a {thing}.", "The {helper} had given {her} a {make} {thing}.",
+         "{name} never went out without {hers} {thing}.", "There {she} found a {make} {thing}.")
+DETAIL = ("The {animal} was {size} and followed {her} {adverb}.", "They sat down at {place} and ate some {food}.",
+          "The {animal} sniffed {adverb} at the {thing}.", "At {place} they met the {helper}, who waved {adverb}.",
+          "{name} liked the {colour} {object} more than anything.",
+          "The {object} was so {make} that the {helper} came to look at it.", "They played {adverb} behind a {plant}.")
 TROUBLE = {
     "the {object} got lost": (
         "Then {name} looked again, and the {thing} was gone.",
@@ -66,12 +53,8 @@ TROUBLE = {
         "{name} turned round, and the {animal} was not there.",
         "Suddenly the {animal} was frightened by a noise and ran away."),
 }
-FEELING = (
-    "{name} was {worried} and did not know what to do.",
-    "{She} felt {worried}.",
-    "{name} stood there {worried} and looked round {adverb}.",
-    "The {animal} looked {worried} too.",
-)
+FEELING = ("{name} was {worried} and did not know what to do.", "{She} felt {worried}.",
+           "{name} stood there {worried} and looked round {adverb}.", "The {animal} looked {worried} too.")
 GOOD_TURN = {
     "the {object} got lost": (
         "The {animal} found it under a {plant}.",
@@ -124,43 +107,26 @@ BAD_TURN = {
         "The {helper} looked behind every {plant}, but the {animal} was not there.",
         "They waited at {place}, but the {animal} stayed away."),
 }
-LATE_GOOD = (
-    "But the next day the {helper} came to the door, and all was well again.",
-    "Then, when nobody hoped any more, the {helper} put everything right.",
-)
-LATE_BAD = (
-    "But the next day it all went wrong again, and this time nobody could help.",
-    "Then, on the way home, everything was lost after all.",
-)
-KINDNESS = (
-    "{name} gave the {animal} some {food} to say thank you.",
-    "{name} shared some {food} with the {helper}.",
-    "{She} hugged the {animal} and gave it some {food}.",
-    "Then {name} helped the {helper} to carry the {food}.",
-)
-SPEECH = (
-    '"Thank you for coming with me," said {name} {adverb}.',
-    '"What a {weather} {time}," said the {helper}.',
-    '"You are a {character} {animal}," said {name}.',
-    '"Come with me to {place}," said {name} to the {animal}.',
-    '"I will never forget this {time}," said {name} {adverb}.',
-)
-HAPPY_ENDING = (
-    "{name} went home {glad}, and the {animal} did too.",
-    "In the end {name} was {glad}.",
-    "{name} and the {animal} were {glad} and danced at {place}.",
-    "{name} was not {worried} any more and laughed all the way home.",
-    "It had been a good {time}, and {name} was {glad}.",
-    "{name} smiled, for {she} still had {hers} {animal} and the {thing}.",
-)
-SAD_ENDING = (
-    "{name} went home {sorry}, and the {animal} did too.",
-    "In the end {name} was {sorry}.",
-    "{name} and the {animal} were {sorry} and walked home {adverb}.",
-    "{name} was not {glad} any more and cried all the way home.",
-    "It had been a bad {time}, and {name} was {sorry}.",
-    "{name} cried, for nothing was as it had been with the {thing}.",
-)
+LATE_GOOD = ("But the next day the {helper} came to the door, and all was well again.",
+             "Then, when nobody hoped any more, the {helper} put everything right.")
+LATE_BAD = ("But the next day it all went wrong again, and this time nobody could help.",
+            "Then, on the way home, everything was lost after all.")
+KINDNESS = ("{name} gave the {animal} some {food} to say thank you.", "{name} shared some {food} with the {helper}.",
+            "{She} hugged the {animal} and gave it some {food}.",
+            "Then {name} helped the {helper} to carry the {food}.")
+SPEECH = ('"Thank you for coming with me," said {name} {adverb}.', '"What a {weather} {time}," said the {helper}.',
+          '"You are a {character} {animal}," said {name}.', '"Come with me to {place}," said {name} to the {animal}.',
+          '"I will never forget this {time}," said {name} {adverb}.')
+HAPPY_ENDING = ("{name} went home {glad}, and the {animal} did too.", "In the end {name} was {glad}.",
+                "{name} and the {animal} were {glad} and danced at {place}.",
+                "{name} was not {worried} any more and laughed all the way home.",
+                "It had been a good {time}, and {name} was {glad}.",
+                "{name} smiled, for {she} still had {hers} {animal} and the {thing}.")
+SAD_ENDING = ("{name} went home {sorry}, and the {animal} did too.", "In the end {name} was {sorry}.",
+              "{name} and the {animal} were {sorry} and walked home {adverb}.",
+              "{name} was not {glad} any more and cried all the way home.",
+              "It had been a bad {time}, and {name} was {sorry}.",
+              "{name} cried, for nothing was as it had been with the {thing}.")
 
 
 @dataclass(frozen=True)
@@ -199,14 +165,12 @@ def draw_scene(rng):
     """One scene. rng: random.Random. Half of the scenes end happily; kindness and speech occur in two of five."""
     girl = rng.random() < 0.5
     adjective = rng.choice(words.PLACE_ADJECTIVES) + " " if rng.random() < 0.4 else ""
-    return Scene(
-        name=rng.choice(words.GIRLS if girl else words.BOYS), girl=girl,
-        place=f"the {adjective}{rng.choice(words.PLACES)}", animal=rng.choice(words.ANIMALS),
-        object=rng.choice(words.OBJECTS), colour=rng.choice(words.COLOURS), helper=rng.choice(words.HELPERS),
-        food=rng.choice(words.FOODS), weather=rng.choice(words.WEATHER), time=rng.choice(words.TIMES),
-        size=rng.choice(words.SIZES), make=rng.choice(words.MAKES), trouble=rng.choice(tuple(TROUBLE)),
-        happy=rng.random() < 0.5, late=rng.random() < 0.15, kind=rng.random() < 0.4, speech=rng.random() < 0.4,
-    )
+    return Scene(name=rng.choice(words.GIRLS if girl else words.BOYS), girl=girl,
+                 place=f"the {adjective}{rng.choice(words.PLACES)}", animal=rng.choice(words.ANIMALS),
+                 object=rng.choice(words.OBJECTS), colour=rng.choice(words.COLOURS), helper=rng.choice(words.HELPERS),
+                 food=rng.choice(words.FOODS), weather=rng.choice(words.WEATHER), time=rng.choice(words.TIMES),
+                 size=rng.choice(words.SIZES), make=rng.choice(words.MAKES), trouble=rng.choice(tuple(TROUBLE)),
+                 happy=rng.random() < 0.5, late=rng.random() < 0.15, kind=rng.random() < 0.4, speech=rng.random() < 0.4)
 
 
 def draw_scenes(n, seed, split="train"):
