@@ -23,7 +23,7 @@ from minift.methods.classify import train_classifier
 from minift.recipes import ENCODER, init_encoder
 
 SIZES = (16, 64, 256, 1024, 4096)
-WAYS = ("probe", "full", "probe-then-full", "scratch", "bag of words")
+WAYS = {"probe": SIZES, "full": SIZES, "scratch": SIZES, "bag of words": SIZES, "probe-then-full": (256, 1024)}
 STEPS = {16: 40, 64: 60, 256: 120, 1024: 200, 4096: 300}      # of training all parameters
 LR = {"full": 5e-4, "probe-then-full": 5e-4, "scratch": 1e-3}
 N_TEST = 500
@@ -79,7 +79,7 @@ def labels_of(examples):
     return [example["label"] for example in examples]
 
 
-def run(out, encoder="data/encoder", tasks=tuple(LABELS), seeds=(0, 1, 2), sizes=SIZES, ways=WAYS):
+def run(out, encoder="data/encoder", tasks=tuple(LABELS), seeds=(0, 1, 2)):
     """Measure all cells that are not yet in `out`; then write curve.json (mean, std of each) and curve.png."""
     out, (model, tokenizer) = Path(out), load_model(encoder)
     cells = {}
@@ -88,7 +88,7 @@ def run(out, encoder="data/encoder", tasks=tuple(LABELS), seeds=(0, 1, 2), sizes
             path = out / "cells" / f"{name}-{seed}.json"
             found = read_json(path) if path.exists() else {}
             task = Task(name, seed, model.body, tokenizer)
-            for way, n in ((way, n) for n in sizes for way in ways):
+            for way, n in ((way, n) for way, sizes in WAYS.items() for n in sizes):
                 key = f"{way}/{n}"
                 if key not in found:
                     found[key] = task.measure(way, n)

@@ -23,6 +23,7 @@ from minift.datasets.corpus import documents, stories
 from minift.datasets.labelled import statements
 from minift.datasets.segments import collate_ids, encode_segments
 from minift.evaluation.masked import Bigrams, masked_accuracy
+from minift.evaluation.metrics import language_model_nll
 from minift.methods.mlm import Masked, make_mlm_loss
 from minift.methods.pretrain import make_pretrain_loss
 
@@ -56,13 +57,10 @@ def join(tokenizer, texts):
     return [token for text in texts for token in (*tokenizer.encode(text), tokenizer.eos_id)]
 
 
-@torch.no_grad()
 def text_loss(model, tokenizer, texts, batch_size=32):
     """Mean negative log-likelihood of some texts, each on its own, in nats per token (the first token is given)."""
-    loss_fn, total, count = make_pretrain_loss(model), 0.0, 0
-    for part in chunks([tokenizer.encode(text) + [tokenizer.eos_id] for text in texts], batch_size):
-        loss, metrics = loss_fn(collate([{"input_ids": ids, "labels": ids} for ids in part], tokenizer.pad_id))
-        total, count = total + loss.item() * metrics["n_tokens"], count + metrics["n_tokens"]
+    rows = [{"input_ids": ids, "labels": ids} for ids in (tokenizer.encode(text) + [tokenizer.eos_id] for text in texts)]
+    total, count = language_model_nll(model, [collate(part, tokenizer.pad_id) for part in chunks(rows, batch_size)])
     return total / count
 
 

@@ -13,9 +13,9 @@ from minift.datasets.domains import domain_texts
 from minift.evaluation.metrics import perplexity
 from minift.methods import lora
 from minift.methods.pretrain import make_pretrain_loss, replay
-from minift.recipes import join
+from minift.recipes import join, text_loss
 from minift.tour import draw
-from minift.tour.common import Result, text_loss
+from minift.tour.common import Result
 
 DOMAIN = "notices"
 

@@ -10,10 +10,9 @@ import torch
 from minift.core.checkpoint import load_model
 from minift.core.files import read_json, write_json
 from minift.core.logprobs import IGNORE_INDEX, masked_sum
-from minift.datasets.batches import Batches, chunks, collate
+from minift.datasets.batches import chunks, collate
 from minift.datasets.rubric import judge
 from minift.errors import MiniftError
-from minift.evaluation.metrics import language_model_nll
 from minift.methods.sft import make_labels
 
 BASE, ENCODER = Path("data/base"), Path("data/encoder")
@@ -106,19 +105,6 @@ class Result:
 
 
 # ---- text and answers ----
-
-
-def text_batches(tokenizer, texts, batch_size=32):
-    """Batches of whole documents, each on its own, for measuring perplexity."""
-    rows = [tokenizer.encode(text) + [tokenizer.eos_id] for text in texts]
-    return Batches([{"input_ids": ids, "labels": ids} for ids in rows], batch_size,
-                   lambda examples: collate(examples, tokenizer.pad_id), shuffle=False)
-
-
-def text_loss(model, tokenizer, texts):
-    """Mean negative log-likelihood of documents, nats a token."""
-    total, count = language_model_nll(model, text_batches(tokenizer, texts))
-    return total / count
 
 
 def story_scores(texts, scenes):
