@@ -59,7 +59,8 @@ def join(tokenizer, texts):
 
 def text_loss(model, tokenizer, texts, batch_size=32):
     """Mean negative log-likelihood of some texts, each on its own, in nats per token (the first token is given)."""
-    rows = [{"input_ids": ids, "labels": ids} for ids in (tokenizer.encode(text) + [tokenizer.eos_id] for text in texts)]
+    ended = (tokenizer.encode(text) + [tokenizer.eos_id] for text in texts)
+    rows = [{"input_ids": ids, "labels": ids} for ids in ended]
     total, count = language_model_nll(model, [collate(part, tokenizer.pad_id) for part in chunks(rows, batch_size)])
     return total / count
 
