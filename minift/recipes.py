@@ -125,7 +125,7 @@ def pretrain_encoder(out, recipe=ENCODER, progress=True):
     model = MaskedLanguageModel(TransformerConfig(vocab_size=tokenizer.vocab_size, **recipe["config"]))
     init_encoder(model, recipe["init_std"])
     valid = masked_batches(tokenizer, valid_rows, 64, fresh=False, shuffle=False)
-    frequent, bigram = Bigrams(rows[:20_000], tokenizer.vocab_size).accuracies(valid)
+    frequent, bigram = Bigrams(rows[:20_000], tokenizer.vocab_size, tokenizer.special.values()).accuracies(valid)
 
     def evaluate():
         return {"valid_accuracy": masked_accuracy(model, valid)}

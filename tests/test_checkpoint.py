@@ -1,4 +1,5 @@
 import ast
+import copy
 import dataclasses
 import json
 import os
@@ -14,7 +15,7 @@ from torch import nn
 import minift
 from minift.core import checkpoint
 from minift.core.files import read_tensors, write_json, write_tensors
-from minift.core.heads import LanguageModel, TokenScorer
+from minift.core.heads import LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer
 from minift.core.tokenizer import Tokenizer
 from minift.core.transformer import Transformer, TransformerConfig
 from minift.errors import MiniftError
@@ -47,6 +48,8 @@ def models():
         "untied": LanguageModel(CONFIG, tie_embeddings=False),
         "scorer": TokenScorer(Transformer(CONFIG)),
         "other family": LanguageModel(BERT),
+        "masked": MaskedLanguageModel(BERT),
+        "classifier": SequenceClassifier(Transformer(BERT), 3, "cls", ["no", "yes", "unknown"]),
     }
 
 
@@ -94,6 +97,81 @@ def test_tied_weights_stay_tied(tmp_path, save_model=checkpoint.save_model, load
         assert (loaded.head.weight is loaded.body.embed.weight) is tied
         assert ("head.weight" in read_tensors(tmp_path / name / "model.safetensors")[0]) is not tied
         assert tokenizer is None
+
+
+def test_a_masked_models_decoder_stays_tied(
+    tmp_path, save_model=checkpoint.save_model, load_model=checkpoint.load_model
+):
+    """The decoder's matrix is stored once, as the embedding; loaded, copied and saved again it still is that one."""
+    model = models()["masked"]
+    for folder, saved in (("a", model), ("b", copy.deepcopy(model))):
+        save_model(saved, None, tmp_path / folder)
+        tensors = read_tensors(tmp_path / folder / "model.safetensors")[0]
+        assert "head.decoder.weight" not in tensors and "head.decoder.bias" in tensors
+        loaded, _ = load_model(tmp_path / folder)
+        for m in (loaded, copy.deepcopy(loaded)):
+            assert m.head.decoder.weight is m.body.embed.weight
+            with torch.no_grad():
+                m.body.embed.weight[3] += 1
+            torch.testing.assert_close(m.head.decoder.weight[3], model.body.embed.weight[3] + 1)
+
+
+def test_a_classifier_keeps_its_labels_and_pooling(
+    tmp_path, save_model=checkpoint.save_model, load_model=checkpoint.load_model
+):
+    """Names of the classes, in their order and of their type, and the pooling come back; so do default names."""
+    body = Transformer(BERT)
+    for pooling, labels in (("cls", ["no", "yes"]), ("mean", ["日", "a b", ""]), ("mean", [7, 3]), ("cls", None)):
+        save_model(SequenceClassifier(body, len(labels or "ab"), pooling, labels), TOKENIZER, tmp_path)
+        loaded, _ = load_model(tmp_path)
+        assert loaded.labels == (labels or ["0", "1"]) and loaded.pooling == pooling
+
+
+def test_heads_on_one_body_share_its_fingerprint(
+    tmp_path, save_model=checkpoint.save_model, load_model=checkpoint.load_model, fingerprint=checkpoint.fingerprint
+):
+    """A masked model and a classifier on its body have one fingerprint, before and after saving."""
+    model = models()["masked"]
+    save_model(model, None, tmp_path / "masked")
+    save_model(SequenceClassifier(load_model(tmp_path / "masked")[0].body, 2), None, tmp_path / "classifier")
+    assert fingerprint(load_model(tmp_path / "classifier")[0]) == fingerprint(model)
+
+
+@pytest.mark.parametrize(
+    "name, change, says",
+    [
+        ("classifier", {"labels": ["no", "yes", "no"]}, "different labels"),
+        ("classifier", {"labels": ["no"]}, "at least 2"),
+        ("classifier", {"labels": None}, "NoneType"),
+        ("classifier", {"pooling": "max"}, "max"),
+        ("masked", {"config": dataclasses.asdict(CONFIG)}, "causal"),
+    ],
+)
+def test_damaged_descriptions_of_encoders(
+    tmp_path, name, change, says, save_model=checkpoint.save_model, load_model=checkpoint.load_model
+):
+    """Labels that are no classes, an unknown pooling, a causal masked model: MiniftError that names config.json."""
+    save_model(models()[name], None, tmp_path)
+    config = {**json.loads((tmp_path / "config.json").read_text(encoding="utf-8")), **change}
+    write_json(tmp_path / "config.json", config)
+    tensors, metadata = read_tensors(tmp_path / "model.safetensors")
+    write_tensors(tmp_path / "model.safetensors", tensors, {**metadata, "config": config})
+    with pytest.raises(MiniftError, match=f"config.json is corrupted.*{says}"):
+        load_model(tmp_path)
+
+
+def test_a_head_of_another_size_is_refused(
+    tmp_path, save_model=checkpoint.save_model, load_model=checkpoint.load_model
+):
+    """A label more than the head has outputs: MiniftError that names the tensor."""
+    save_model(models()["classifier"], None, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config["labels"].append("perhaps")
+    write_json(tmp_path / "config.json", config)
+    tensors, metadata = read_tensors(tmp_path / "model.safetensors")
+    write_tensors(tmp_path / "model.safetensors", tensors, {**metadata, "config": config})
+    with pytest.raises(MiniftError, match=r"head\.(weight|bias) is \(3"):
+        load_model(tmp_path)
 
 
 def test_config_json_says_what_the_model_is(tmp_path, save_model=checkpoint.save_model):

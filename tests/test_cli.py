@@ -541,22 +541,27 @@ def test_help_answers_at_once_and_fits_a_screen(capsys):
 
 
 def test_lora_learns_faster(parse=parse):
-    """The default learning rate is LoRA's with --lora, and the one that was asked for where one was."""
+    """The default learning rate is that of few weights with --lora and for a head alone, unless one was asked for."""
     words = ["sft", "--model", "m", "--data", "d", "--out", "o"]
     found = [parse(words + more).lr for more in ([], ["--lora", "8"], ["--lr", "0.25", "--lora", "8"])]
     assert found[0] < found[1] and found[2] == 0.25
+    words = ["classify", "--model", "m", "--data", "d", "--out", "o"]
+    found = [parse(words + more).lr for more in ([], ["--full"], ["--freeze", "--lr", "0.25"], ["--probe-then-full"])]
+    assert found[0] > found[1] == found[3] and found[2] == 0.25
 
 
 def layout(tmp_path, monkeypatch):
-    """A working directory with the repository's data/ in it; fails loudly when data/base is missing."""
-    assert (ROOT / "data" / "base" / "model.safetensors").exists(), (
-        "data/base is missing: python -m minift pretrain --recipe base --out data/base"
-    )
+    """A working directory with the repository's data/ in it; fails loudly when a checkpoint is missing."""
+    for name, verb in (("base", "pretrain"), ("encoder", "mlm")):
+        assert (ROOT / "data" / name / "model.safetensors").exists(), (
+            f"data/{name} is missing: python -m minift {verb} --recipe {name} --out data/{name}"
+        )
     try:
         (tmp_path / "data").symlink_to(ROOT / "data", target_is_directory=True)
     except OSError:  # Windows without the right to make links
         shutil.copytree(ROOT / "data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minift.jobs.label.wait", lambda server: server.server_close())  # else it waits for Ctrl-C
 
 
 def short(line):
@@ -568,6 +573,7 @@ def short(line):
         "evaluate": "--max-new-tokens 8",
         "chat": "--max-new-tokens 8",
         "merge": "",
+        "label": "",
         "check-data": "",
     }
     return words + more.get(words[0], "--steps 2 --batch-size 4").split()
@@ -606,10 +612,16 @@ def test_samples_are_as_their_names_say(tmp_path):
     from minift.jobs.data import FORMS, read_rows
 
     samples = ROOT / "data" / "samples"
-    forms = {"text": "text", "messages": "messages", "completions": "completion", "pairs": "pair", "prompts": "prompt"}
+    forms = {"text": "text", "messages": "messages", "completions": "completion", "pairs": "pair", "prompts": "prompt",
+             "labels": "label"}
     assert set(forms.values()) == set(FORMS)
     for name, form in forms.items():
         rows = read_rows([samples / f"{name}.jsonl"], (form,))
         assert (
-            20 <= len({row.key() for row in rows}) == len(rows) and (samples / f"{name}.jsonl").stat().st_size < 60_000
+            20 <= len({row.key() for row in rows}) == len(rows) and (samples / f"{name}.jsonl").stat().st_size < 80_000
         )
+    labelled, new = (read_rows([samples / f"{name}.jsonl"], ("text",)) for name in ("labels", "unlabelled"))
+    n_happy = [row.values["label"] for row in labelled].count("happy")
+    assert len(labelled) == 240 and 100 < n_happy < 140 and len(new) == 8
+    assert not {row.key() for row in labelled} & {row.key() for row in new}, "what is predicted was trained on"
+    assert all(row.values.keys() == {"text"} for row in new)

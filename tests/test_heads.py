@@ -1,6 +1,7 @@
-"""Heads: tying, the first loss, sizes of real models, one score a token."""
+"""Heads: tying, the first loss, sizes of real models, the masked head, pooling, one score a token."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -16,6 +17,11 @@ SMALL_GPT2 = TransformerConfig(vocab_size=50257, context_length=1024, n_layer=12
                                norm="layernorm", positions="learned", mlp="gelu_tanh", bias=True)
 SMOLLM2_135M = TransformerConfig(vocab_size=49152, context_length=8192, n_layer=30, n_head=9, n_kv_head=3, d_model=576,
                                  d_ff=1536)
+ENCODER = TransformerConfig(vocab_size=37, context_length=32, n_layer=2, n_head=4, d_model=32, d_ff=48, causal=False,
+                            norm_first=False, norm="layernorm", norm_eps=1e-12, positions="learned", mlp="gelu",
+                            bias=True)
+BERT_BASE = dataclasses.replace(ENCODER, vocab_size=30522, context_length=512, n_layer=12, n_head=12, n_kv_head=12,
+                                d_model=768, d_ff=3072)
 
 
 def close(got, expected, atol):
@@ -147,3 +153,188 @@ def test_the_scorer_follows_its_body(TokenScorer=heads.TokenScorer):
     body = Transformer(TINY).double()
     model = TokenScorer(body)
     assert model.body is body and model.config is TINY and model(torch.tensor([[1, 2]])).dtype == torch.float64
+
+
+# ---- the masked head ----
+
+
+def encoder(Model=heads.MaskedLanguageModel, config=ENCODER, dtype=torch.float32):
+    """A model whose weights are large and whose norms and biases are not 1 and 0, so that a forgotten one shows."""
+    torch.manual_seed(0)
+    model = Model(config).to(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p * 5 if p.ndim == 2 else p + 0.2 * torch.randn_like(p))
+    return model.eval()
+
+
+def test_the_masked_head_by_hand(MaskedLanguageModel=heads.MaskedLanguageModel):
+    """logits = E n(g(W h + b)) + c: g the exact GELU, n a LayerNorm, E the embedding, W, b and c of the head."""
+    model = encoder(MaskedLanguageModel, dtype=torch.float64)
+    ids = torch.randint(0, 37, (2, 5))
+    x = model.body(ids) @ model.head.dense.weight.T + model.head.dense.bias
+    x = x * (1 + torch.erf(x / math.sqrt(2))) / 2
+    x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + ENCODER.norm_eps).sqrt()
+    x = x * model.head.norm.weight + model.head.norm.bias
+    close(model(ids), x @ model.body.embed.weight.T + model.head.decoder.bias, 1e-9)
+    assert model(ids).std() > 0.5
+
+
+def test_the_decoder_is_the_embedding(MaskedLanguageModel=heads.MaskedLanguageModel):
+    """One parameter, also after deepcopy, .to() and load_state_dict; a copy shares nothing with the original."""
+    model = MaskedLanguageModel(ENCODER)
+    copied, loaded = copy.deepcopy(model), MaskedLanguageModel(ENCODER)
+    moved = copy.deepcopy(model).to(torch.float64).float()
+    loaded.load_state_dict(model.state_dict())
+    for m in (model, copied, moved, loaded):
+        assert m.head.decoder.weight is m.body.embed.weight
+        assert sum(p is m.body.embed.weight for p in m.parameters()) == 1
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(loaded(ids), model(ids)) and copied.body.embed.weight is not model.body.embed.weight
+
+
+def test_the_masked_models_first_loss_is_ln_v(MaskedLanguageModel=heads.MaskedLanguageModel):
+    """Untrained, it guesses: cross-entropy ln V within 0.1; its biases begin at 0."""
+    torch.manual_seed(0)
+    model = MaskedLanguageModel(dataclasses.replace(ENCODER, vocab_size=2048, d_model=128, d_ff=256))
+    ids = torch.randint(0, 2048, (4, 32))
+    assert abs(F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()) - math.log(2048)) < 0.1
+    assert (model.head.dense.bias == 0).all() and (model.head.decoder.bias == 0).all()
+
+
+def test_the_size_of_bert_base(MaskedLanguageModel=heads.MaskedLanguageModel):
+    """BERT-base has 109,482,240 parameters: our body, 2 segment vectors (2 D) and the pooler (D^2 + D); the masked head
+    adds D^2 + D, 2 D of its norm and V biases."""
+    with torch.device("meta"):
+        model = MaskedLanguageModel(BERT_BASE)
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in (("body", model.body), ("all", model))}
+    assert sizes["body"] + 2 * 768 + 768**2 + 768 == 109_482_240
+    assert sizes["all"] - sizes["body"] == 768**2 + 768 + 2 * 768 + 30522
+
+
+def test_a_masked_model_reads_both_ways(MaskedLanguageModel=heads.MaskedLanguageModel):
+    """The last token changes the first position's logits, and the first the last's; a causal body is a MiniftError."""
+    model, ids = encoder(MaskedLanguageModel), torch.randint(1, 37, (1, 8))
+    for changed, seen in ((-1, 0), (0, -1)):
+        other = ids.clone()
+        other[0, changed] = 0
+        assert (model(other) - model(ids))[0, seen].abs().max() > 1e-4
+    with pytest.raises(MiniftError, match="causal=False"):
+        MaskedLanguageModel(TINY)
+
+
+def test_the_masked_models_body_gets_every_argument(MaskedLanguageModel=heads.MaskedLanguageModel):
+    """attention_mask, position_ids and segment_ids reach the body."""
+    model, ids, seen = MaskedLanguageModel(ENCODER), torch.tensor([[1, 2]]), []
+    model.body.forward = lambda *args: seen.append(args) or torch.zeros(1, 2, 32)
+    model(ids, attention_mask=1, position_ids=2, segment_ids=3)
+    assert seen[0][0] is ids and seen[0][1:] == (1, 2, 3)
+
+
+# ---- one label a text ----
+
+
+def classifier(pooling="mean", SequenceClassifier=heads.SequenceClassifier, **options):
+    body = encoder(Transformer, dataclasses.replace(ENCODER, **options))
+    return SequenceClassifier(body, 3, pooling).eval()
+
+
+def test_pooling_by_hand(pool=heads.pool):
+    """mean: the average of the real tokens' states; cls: the state of the first real token."""
+    hidden = torch.arange(24, dtype=torch.float64).view(2, 3, 4)
+    mask = torch.tensor([[True, True, False], [False, True, True]])
+    close(pool(hidden, mask, "mean"), torch.tensor([[2.0, 3, 4, 5], [18, 19, 20, 21]], dtype=torch.float64), 1e-9)
+    assert torch.equal(pool(hidden, mask, "cls"), hidden[[0, 1], [0, 1]])
+    for pooling in ("mean", "cls"):
+        assert torch.equal(pool(hidden, mask.int(), pooling), pool(hidden, mask, pooling))
+        close(pool(hidden, None, pooling), pool(hidden, torch.ones(2, 3), pooling), 1e-9)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_padding_changes_no_label(pooling, side, SequenceClassifier=heads.SequenceClassifier):
+    """Logits of padded rows are those of each row alone to 1e-6, whatever side and id the padding has."""
+    model = classifier(pooling, SequenceClassifier)
+    ids, mask, rows = prompts(side)
+    expected = torch.cat([model(row) for row in rows])
+    for pad in (0, 5):
+        close(model(torch.where(mask, ids, pad), mask), expected, 1e-6)
+    assert (expected[0] - expected[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_logits_are_a_linear_map_of_the_features(pooling, SequenceClassifier=heads.SequenceClassifier):
+    """logits (B, L) = features W^T + b; features (B, D) are pooled hidden states; the last token counts in both."""
+    model = classifier(pooling, SequenceClassifier)
+    ids, mask, _ = prompts("right")
+    hidden = model.body(ids, mask)
+    n = mask.sum(1)
+    expected = hidden[:, 0] if pooling == "cls" else torch.stack([hidden[i, :n[i]].mean(0) for i in range(3)])
+    close(model.features(ids, mask), expected, 1e-6)
+    close(model(ids, mask), expected @ model.head.weight.T + model.head.bias, 1e-6)
+    other = ids.clone()
+    other[:, -1] = (ids[:, -1] + 1) % 37
+    assert (model(other) - model(ids)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_row_of_pads_has_no_label(pooling, SequenceClassifier=heads.SequenceClassifier):
+    """A row without a real token is a MiniftError that names the row."""
+    ids, mask, _ = prompts("right")
+    mask[1] = False
+    with pytest.raises(MiniftError, match="row 1 holds only padding"):
+        classifier(pooling, SequenceClassifier)(ids, mask)
+
+
+def test_a_classifier_knows_its_labels(SequenceClassifier=heads.SequenceClassifier):
+    """labels are kept in order, by default "0", "1", ...; the body is used, not copied; its dtype is followed."""
+    body = Transformer(ENCODER).double()
+    model = SequenceClassifier(body, 2, "cls", ("no", "yes"))
+    assert model.labels == ["no", "yes"] and model.pooling == "cls" and model.body is body and model.config is ENCODER
+    assert SequenceClassifier(body, 3).labels == ["0", "1", "2"] and SequenceClassifier(body, 3).pooling == "mean"
+    assert model(torch.tensor([[1, 2]])).dtype == torch.float64 and (model.head.bias == 0).all()
+
+
+@pytest.mark.parametrize("n_label, labels", [(1, None), (0, None), (1, ["a"]), (2, ["a", "a"]), (2, ["a", "b", "b"]),
+                                             (3, ["a", "b"])])
+def test_labels_that_are_no_classes(n_label, labels, SequenceClassifier=heads.SequenceClassifier):
+    """Fewer than two classes, a name twice, or another number of names than n_label: MiniftError."""
+    with pytest.raises(MiniftError, match="at least 2 different labels"):
+        SequenceClassifier(Transformer(ENCODER), n_label, labels=labels)
+
+
+def test_unknown_pooling_is_refused(SequenceClassifier=heads.SequenceClassifier):
+    """A pooling that does not exist: MiniftError that names those that do."""
+    with pytest.raises(MiniftError, match="'max'.*mean, cls"):
+        SequenceClassifier(Transformer(ENCODER), 2, "max")
+
+
+def test_a_frozen_body_stays_in_evaluation_mode(SequenceClassifier=heads.SequenceClassifier):
+    """train() trains the head's mode only: with dropout 0.3 two passes give the same bits, those of eval(); a body of
+    which one parameter is trained has dropout again."""
+    model = classifier(SequenceClassifier=SequenceClassifier, dropout=0.3)
+    ids, mask, _ = prompts("right")
+    expected = model.features(ids, mask)
+    model.body.requires_grad_(False)
+    assert model.frozen
+    model.train()
+    assert model.training and model.head.training and not any(module.training for module in model.body.modules())
+    first, second = model.features(ids, mask), model.features(ids, mask)
+    assert torch.equal(first, second) and torch.equal(first, expected)
+    model.body.norm.bias.requires_grad_(True)
+    model.train()
+    assert not model.frozen and all(module.training for module in model.modules())
+    assert not torch.equal(model.features(ids, mask), model.features(ids, mask))
+
+
+def test_a_frozen_body_keeps_no_graph(SequenceClassifier=heads.SequenceClassifier):
+    """Features of a frozen body carry no gradient, the logits those of the head alone; else both carry one."""
+    model = classifier(SequenceClassifier=SequenceClassifier)
+    ids, mask, _ = prompts("right")
+    assert model.features(ids, mask).requires_grad
+    with torch.no_grad():
+        assert not model.features(ids, mask).requires_grad
+    model.body.requires_grad_(False)
+    assert not model.features(ids, mask).requires_grad
+    model(ids, mask).square().sum().backward()
+    assert all(p.grad is None for p in model.body.parameters()) and model.head.weight.grad.abs().max() > 0

@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 import torch
-from test_cli import CHATS, PAIRS, PROMPTS, call, read, train_command
+from test_cli import CHATS, PAIRS, PROMPTS, TEXTS, call, read, train_command
+from test_encoder_jobs import ROWS, save_classifier, save_encoder
 from test_jobs import make_model, make_tokenizer, save_tiny, write
 
 from minift.core.checkpoint import load_model, save_model
@@ -31,10 +32,26 @@ BAD_DATA = {
     "pairs": (PAIRS, "pairs.jsonl:1: expected an object with the keys"),
 }
 
+# the same for `classify`
+BAD_LABELS = {
+    "float": ([ROWS[0], {"text": "x", "label": 0.5}], "float.jsonl:2: 'label' must be a string or a whole number"),
+    "truth": ([{"text": "x", "label": True}], "truth.jsonl:1: 'label' must be a string or a whole number"),
+    "null": ([{"text": "x", "label": None}], "null.jsonl:1: expected an object with the keys {text, label}, none"),
+    "no": ([ROWS[0], {"text": "x"}], "no.jsonl:2: expected an object with the keys {text, label}"),
+    "blank": ([{"text": "x", "label": " "}], "blank.jsonl:1: 'label' is empty"),
+    "list": ([{"text": ["x"], "label": "a"}], "list.jsonl:1: 'text' must be a string"),
+    "pair": ([{"text": "x", "text_pair": 3, "label": "a"}], "pair.jsonl:1: 'text_pair' must be a string"),
+    "void": ([{"text": " ", "label": "a"}] * 2, "dataset is empty: nothing is left"),
+    "one": (ROWS[::2], "training rows have the label 'glad'; a classifier needs at least 2"),
+}
+
 # commands and what is said to them; @name is a file or folder that test_... has made, or has not
 SFT, GENERATE = "sft --model @model --data @chats.jsonl --out @out", "generate --model @model"
 DPO = "dpo --model @model --data @pairs.jsonl --out @out"
 PPO = "ppo --model @model --data @prompts.jsonl --out @out --max-new-tokens 4"
+MLM = "mlm --model @encoder --data @texts.jsonl --out @out"
+CLASSIFY = "classify --model @encoder --data @labels.jsonl --out @out"
+PREDICT = "classify --model @classifier --predict"
 MISTAKES = {
     "": "VERB", "fly": "fly", "sft --model @model --out @out": "--data", f"{SFT} --fly": "--fly",
     "sft --model @model --data @nothing*.jsonl --out @out": "no file matches",
@@ -70,7 +87,33 @@ MISTAKES = {
     f"{GENERATE} --prompt x --max-new-tokens 96": "lower --max",
     "evaluate --model @judge --data @chats.jsonl": "is a reward model",
     "merge --model @model --out @out": "nothing to merge",
-    "pretrain --out @out": "--model DIR and --data", "tour --stages nap --out @out": "nap",
+    "pretrain --out @out": "--model DIR and --data", "mlm --out @out": "--model DIR and --data",
+    "mlm --model @model --data @texts.jsonl --out @out": "is a language model; mlm needs an encoder",
+    "mlm --model @classifier --data @texts.jsonl --out @out": "is a classifier; mlm needs an encoder",
+    f"{MLM} --hidden 0": "--hidden: expected a number above 0", f"{MLM} --hidden 1": "--hidden: expected a number",
+    f"{MLM} --lora 8": "--lora: an encoder is trained whole", f"{MLM} --context 2": "take at least 3",
+    f"{MLM} --context 49": "context of 48", f"{MLM} --recipe base": "--recipe", f"{MLM} --resume": "no run that was",
+    "mlm --model @encoder --data @chats.jsonl --out @out": "chats.jsonl:1: expected an object with the keys {text}",
+    "classify --model @encoder": "needs one of --data", f"{CLASSIFY} --predict @texts.jsonl": "needs one of --data",
+    "classify --model @encoder --data @labels.jsonl": "needs --out DIR", f"{CLASSIFY} --lora": "--lora: an encoder is",
+    f"{CLASSIFY} --full --freeze": "not allowed with", f"{CLASSIFY} --pooling max": "--pooling",
+    f"{CLASSIFY} --epochs 3": "--epochs: of no use with --freeze", f"{CLASSIFY} --resume": "no run that was stopped",
+    f"{CLASSIFY} --valid @new.jsonl": "new.jsonl:2: the label 'angry' is new; the training rows have 'glad', 'sorry'",
+    f"{CLASSIFY} --full --lr 0": "--lr", f"{CLASSIFY} --context 2": "the special tokens alone fill it",
+    "classify --model @model --data @labels.jsonl --out @out": "is a language model; classify needs an encoder",
+    "classify --model @classifier --data @labels.jsonl --out @out": "is a classifier; classify needs an encoder",
+    "classify --model @encoder --predict @texts.jsonl": "is an encoder (a masked language model); classify --predict",
+    "classify --model @judge --predict @texts.jsonl": "is a reward model; classify --predict needs a classifier",
+    f"{PREDICT} @texts.jsonl --out @chats.jsonl": "exists", f"{PREDICT} @texts.jsonl --full": "trains nothing",
+    f"{PREDICT} @texts.jsonl --valid @labels.jsonl": "trains nothing", f"{PREDICT} @no.jsonl": "no file matches",
+    f"{PREDICT} @chats.jsonl": "chats.jsonl:1: expected an object with the keys {text}",
+    f"{PREDICT} @hollow.jsonl": "dataset is empty: no text is left",
+    "sft --model @encoder --data @chats.jsonl --out @out": "is an encoder (a masked language model); sft needs",
+    "evaluate --model @encoder --data @texts.jsonl": "is an encoder (a masked language model); evaluate needs",
+    "evaluate --model @classifier --data @texts.jsonl": "texts.jsonl:1: expected an object with the keys {text, label}",
+    "evaluate --model @classifier --data @new.jsonl": "new.jsonl:2: the label 'angry' is new; the classifier knows",
+    "check-data --model @classifier --data @labels.jsonl": "is a classifier; check-data needs a language model or an",
+    "tour --stages nap --out @out": "nap",
 }
 
 
@@ -79,10 +122,13 @@ def prepare(folder):
     save_tiny(folder / "model")
     save_tiny(folder / "judge", "TokenScorer")
     save_tiny(folder / "short", "TokenScorer", context_length=40)
+    save_encoder(folder / "encoder")
+    save_classifier(folder / "classifier")
     (folder / "empty").mkdir()
     broken = shutil.copytree(folder / "model", folder / "broken") / "model.safetensors"
     broken.write_bytes(broken.read_bytes()[:-50])
-    files = {"chats": CHATS, "pairs": PAIRS, "prompts": PROMPTS, "chat": [{"prompt": TURNS[:1]}],
+    files = {"chats": CHATS, "pairs": PAIRS, "prompts": PROMPTS, "chat": [{"prompt": TURNS[:1]}], "labels": ROWS,
+             "texts": TEXTS, "new": [ROWS[0], {"text": "x", "label": "angry"}], "hollow": [{"text": " "}],
              "same": [{"prompt": "p", "chosen": "x", "rejected": "x"}] * 3, "wordy": [{"prompt": "word " * 99}]}
     for name, rows in files.items():
         write(folder / f"{name}.jsonl", *rows)
@@ -107,6 +153,15 @@ def test_bad_data_is_named(name, tmp_path, capfd):
     model = save_tiny(tmp_path / "model")
     assert sign in complaint(capfd, "sft", "--model", model, "--data", data, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("name", BAD_LABELS)
+def test_bad_labels_are_named(name, tmp_path, capfd):
+    """What is wrong with a labelled row stops before the training, with its file and line."""
+    rows, sign = BAD_LABELS[name]
+    words = ["--model", save_encoder(tmp_path / "model"), "--data", write(tmp_path / f"{name}.jsonl", *rows)]
+    assert sign in complaint(capfd, "classify", *words, "--out", tmp_path / "out")
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_mistakes_are_one_sentence(tmp_path, capfd):

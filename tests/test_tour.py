@@ -85,7 +85,7 @@ def test_several_seeds_give_mean_and_spread(monkeypatch, tmp_path):
 
 
 def test_the_stages_need_only_earlier_ones(stages=tour.STAGES):
-    """Each stage comes after those whose results it needs, and the budgets keep their promise: six minutes, and 45 s."""
+    """Each stage comes after those whose results it needs, and the budgets keep the promise: six minutes, and 45 s."""
     names = list(stages)
     assert all(names.index(need) < names.index(name) for name, entry in stages.items() for need in entry[3])
     assert sum(entry[2] for name, entry in stages.items() if name != "encoder") <= 360

@@ -77,7 +77,7 @@ class SequenceClassifier(nn.Module):
 
     def __init__(self, body, n_label, pooling="mean", labels=None):
         super().__init__()
-        if n_label < 2 or (labels is not None and len(set(labels)) != n_label):
+        if n_label < 2 or (labels is not None and not len(set(labels)) == len(labels) == n_label):
             raise MiniftError(f"a classifier needs at least 2 different labels; got n_label {n_label}, labels {labels}")
         if pooling not in POOLINGS:
             raise MiniftError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}")

@@ -13,7 +13,7 @@ from minift.errors import MiniftError
 def encode_segments(tokenizer, first, second=None, context_length=None):
     """(ids, n_cut) of one text, or of two; n_cut: how many tokens were lost to fit into context_length.
 
-    The longer of the two texts loses its end first, token by token, as in BERT; the special tokens always stay.
+    The longer of the two texts (the second, when they are alike) loses its end, token by token, as in BERT's code.
     """
     parts = [tokenizer.encode(text) for text in (first, second) if text is not None]
     room = None if context_length is None else context_length - 1 - len(parts)
@@ -21,7 +21,7 @@ def encode_segments(tokenizer, first, second=None, context_length=None):
     if room is not None and room < 1:
         raise MiniftError(f"context_length is {context_length}; the special tokens alone fill it")
     for _ in range(n_cut):
-        max(parts, key=len).pop()
+        max(reversed(parts), key=len).pop()
     ids = [tokenizer.special_id("<cls>")]
     for part in parts:
         ids += [*part, tokenizer.special_id("<sep>")]

@@ -25,13 +25,14 @@ def masked_accuracy(model, batches):
 
 
 class Bigrams:
-    """Counts of neighbouring tokens in some texts. rows: lists of ids."""
+    """Counts of neighbouring tokens in some texts. rows: lists of ids. special_ids: they are never guessed."""
 
-    def __init__(self, rows, vocab_size):
+    def __init__(self, rows, vocab_size, special_ids=()):
         counts = torch.zeros(vocab_size, vocab_size)                         # [left, right]
         for row in rows:
             ids = torch.as_tensor(row)
             counts.index_put_((ids[:-1], ids[1:]), torch.ones(len(ids) - 1), accumulate=True)
+        counts[:, list(special_ids)] = 0
         self.most_frequent = int(counts.sum(0).argmax())
         self.after = torch.where(counts.sum(1) > 0, counts.argmax(1), self.most_frequent)    # (V,)
 

@@ -99,7 +99,7 @@ def confusion_matrix(predictions, references, labels=None):
 def macro_f1(predictions, references):
     """The mean over labels of F1 = 2 hits / (predicted + right): a rare label counts as much as a frequent one."""
     counts = confusion_matrix(predictions, references)
-    f1 = 2 * counts.diagonal() / (counts.sum(0) + counts.sum(1))      # every label occurs somewhere: no 0 / 0
+    f1 = 2 * counts.double().diagonal() / (counts.sum(0) + counts.sum(1))      # every label occurs somewhere: no 0 / 0
     return f1.mean().item()
 
 

@@ -4,20 +4,34 @@ import os
 import statistics
 import sys
 import time
+from collections import Counter
+from functools import partial
 from itertools import groupby
 
-from minift.core.heads import LanguageModel
+import torch
+
+from minift.core.heads import LanguageModel, MaskedLanguageModel
 from minift.core.logprobs import IGNORE_INDEX
 from minift.datasets.batches import collate
 from minift.errors import MiniftError
+from minift.jobs.classes import in_order
 from minift.jobs.data import FORMS, find_files, read_rows
-from minift.jobs.encoders import encode_dialogue, encode_preference, encode_request, encode_text
+from minift.jobs.encoders import (
+    encode_dialogue,
+    encode_labelled_row,
+    encode_pieces,
+    encode_preference,
+    encode_request,
+    encode_text,
+)
 from minift.jobs.examples import Tally, encode_row, without_duplicates
 from minift.jobs.models import context_of, open_kind, pick_device, plain_copy
+from minift.methods.mlm import make_mlm_loss
 from minift.methods.sft import make_labels, make_sft_loss
 
 USED_BY = {"messages": "sft, evaluate", "completion": "sft, evaluate, ppo", "pair": "reward, dpo, evaluate, ppo",
            "prompt": "ppo, generate", "text": "pretrain, evaluate, ppo"}
+HIDDEN = 7          # for the estimate, an encoder is asked for every 7th token: 15 % of them, as mlm does
 GREEN, GREY, PLAIN = "\x1b[1;32m", "\x1b[90m", "\x1b[0m"
 PROBLEMS_SHOWN = 20
 
@@ -25,15 +39,20 @@ PROBLEMS_SHOWN = 20
 def check_data(options):
     """Print what becomes of the rows of --data; MiniftError in the end when some are bad."""
     files = find_files(options.data)
-    model, tokenizer = open_kind(options.model, LanguageModel, "check-data")
+    model, tokenizer = open_kind(options.model, (LanguageModel, MaskedLanguageModel), "check-data")
     model = plain_copy(model).to(pick_device(options.device))
     context = context_of(model, options.context)
     bad, sequences = [], []
-    rows = read_rows(files, tuple(FORMS), bad)
-    for form in FORMS:
+    encoder = isinstance(model, MaskedLanguageModel)
+    forms = [form for form in FORMS if form in (("label", "text") if encoder else USED_BY)]
+    rows = read_rows(files, forms, bad)
+    for form in forms:
         part = [row for row in rows if row.form == form]
-        if part:
-            sequences += check_form(form, part, tokenizer, context, bad, options.show)
+        if part and form == "label":
+            sequences += check_labels(part, tokenizer, context, bad, options.show)
+        elif part:
+            make = pieces_of if encoder else sequences_of
+            sequences += check_form(form, make, part, tokenizer, context, bad, options.show)
     for problem in bad[:PROBLEMS_SHOWN]:
         print(f"problem: {problem}")
     learned = [ids[:context] for ids, labels in sequences if any(label != IGNORE_INDEX for label in labels)]
@@ -43,24 +62,51 @@ def check_data(options):
         raise MiniftError(f"{len(bad)} rows are bad (the first: {bad[0]}); mend them, or train with --skip-bad")
 
 
-def check_form(form, rows, tokenizer, context, bad, n_show):
-    """Report on the rows of one form; returns their sequences, [(ids, labels)]."""
+def check_form(form, make, rows, tokenizer, context, bad, n_show):
+    """Report on the rows of one form; returns their sequences, [(ids, labels)]. make: of sequences_of and pieces_of."""
     tally, sequences = Tally(read=len(rows)), []
     for row in without_duplicates(rows, tally, drop=False):
-        found = encode_row(lambda row, tally: sequences_of(row, tally, tokenizer, context), row, tally, bad) or []
+        found = encode_row(lambda row, tally: make(row, tally, tokenizer, context), row, tally, bad) or []
         tally.used += bool(found)
         sequences += found
-    print(f"{{{', '.join(FORMS[form])}}}, for {USED_BY[form]}: {tally}")
+    used_by, learned = USED_BY[form], "are learned"
+    if make is pieces_of:
+        used_by, learned = "mlm, classify --predict", "may be hidden"
+    print(f"{{{', '.join(FORMS[form])}}}, for {used_by}: {tally}")
     if not sequences:
         return []
-    lengths = sorted(len(ids) for ids, _ in sequences)
-    learned = sum(label != IGNORE_INDEX for _, labels in sequences for label in labels)
-    print(f"  tokens in a sequence: {lengths[0]} to {lengths[-1]}, median {statistics.median(lengths):.0f}, 95 % "
-          f"have at most {lengths[int(0.95 * (len(lengths) - 1))]}; a row may have {context}")
-    print(f"  tokens in all: {sum(lengths):,}, of which {learned:,} are learned ({learned / sum(lengths):.0%})")
+    n = print_lengths([ids for ids, _ in sequences], context)
+    n_learned = sum(label != IGNORE_INDEX for _, labels in sequences for label in labels)
+    print(f"  tokens in all: {n:,}, of which {n_learned:,} {learned} ({n_learned / n:.0%})")
     for ids, labels in sequences[:n_show]:
         print("  | " + coloured(tokenizer, ids[:context], labels[:context]).replace("\n", "\n  | "))
     return sequences
+
+
+def print_lengths(rows, context):
+    """Say how long some lists of ids are; returns the sum."""
+    lengths = sorted(map(len, rows))
+    print(f"  tokens in a sequence: {lengths[0]} to {lengths[-1]}, median {statistics.median(lengths):.0f}, 95 % "
+          f"have at most {lengths[int(0.95 * (len(lengths) - 1))]}; a row may have {context}")
+    return sum(lengths)
+
+
+def check_labels(rows, tokenizer, context, bad, n_show):
+    """Report on rows with a label, of which that alone is learned; returns their sequences, [(ids, ids)]."""
+    tally, encode = Tally(read=len(rows)), partial(encode_labelled_row, tokenizer=tokenizer, context=context)
+    examples = [encode_row(encode, row, tally, bad) for row in without_duplicates(rows, tally, drop=False)]
+    examples = [example for example in examples if example is not None]
+    tally.used, counts = len(examples), Counter(example["label"] for example in examples)
+    print(f"{{text, label}}, for classify, evaluate: {tally}")
+    if not examples:
+        return []
+    n = print_lengths([example["input_ids"] for example in examples], context)
+    print(f"  tokens in all: {n:,}")
+    print(f"  rows of each label: {', '.join(f'{name!r} {counts[name]}' for name in in_order(counts))}")
+    for example in examples[:n_show]:
+        text = coloured(tokenizer, example["input_ids"], [IGNORE_INDEX] * len(example["input_ids"]))
+        print(f"  | {example['label']}: {text}".replace("\n", "\n  | "))
+    return [(example["input_ids"],) * 2 for example in examples]
 
 
 def sequences_of(row, tally, tokenizer, context):
@@ -80,6 +126,13 @@ def sequences_of(row, tally, tokenizer, context):
     return [(example["input_ids"], example["labels"])] if example else []
 
 
+def pieces_of(row, tally, tokenizer, context):
+    """The same for an encoder: a text in pieces; [CLS] and [SEP] are not learned."""
+    special = set(tokenizer.special.values())
+    return [(piece["input_ids"], [IGNORE_INDEX if i in special else i for i in piece["input_ids"]])
+            for piece in encode_pieces(row, tally, tokenizer, context) or []]
+
+
 def coloured(tokenizer, ids, labels):
     """The text, learned tokens green and the others grey; without colours, learned ones in «guillemets»."""
     colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -97,18 +150,23 @@ def estimate(model, tokenizer, sequences, batch_size):
     part = sorted(sequences, key=len)[middle:middle + batch_size]
     batch = collate([{"input_ids": ids, "labels": ids} for ids in part], tokenizer.pad_id)
     batch = {name: x.to(device) for name, x in batch.items()}
-    loss_fn = make_sft_loss(model)
+    encoder = isinstance(model, MaskedLanguageModel)
+    loss_fn = make_mlm_loss(model) if encoder else make_sft_loss(model)
+    if encoder:
+        hidden = torch.arange(batch["labels"].shape[1], device=device) % HIDDEN == 1
+        batch["labels"] = batch["labels"].masked_fill(~hidden, IGNORE_INDEX)
     for _ in range(2):      # the first step only warms up
         start = time.perf_counter()
         loss_fn(batch)[0].backward()
         next(model.parameters()).grad.sum().item()      # waits for an accelerator
         seconds = time.perf_counter() - start
     total, speed = sum(map(len, sequences)), sum(map(len, part)) / seconds
-    print(f"one epoch of {total:,} tokens: about {total / speed:,.0f} s ({speed:,.0f} tokens/s, measured on {device} "
-          f"with a batch of {len(part)})")
+    print(f"one epoch{' (mlm, or classify --full)' * encoder} of {total:,} tokens: about {total / speed:,.0f} s "
+          f"({speed:,.0f} tokens/s, measured on {device} with a batch of {len(part)})")
     n = sum(p.numel() for p in model.parameters())
-    a_token = config.n_layer * (10 * config.d_model + 4 * config.d_ff) + 3 * config.vocab_size
+    vocabulary = 3 * config.vocab_size // (HIDDEN if encoder else 1)
+    a_token = config.n_layer * (10 * config.d_model + 4 * config.d_ff) + vocabulary
     activations = 4 * batch["input_ids"].numel() * a_token
     print(f"memory: about {(16 * n + activations) / 2**20:,.0f} MiB (16 bytes a parameter for weights, gradients and "
-          f"AdamW; activations {activations / 2**20:,.0f}), with --lora {(4 * n + activations) / 2**20:,.0f} MiB; "
-          "besides, PyTorch itself: some 300")
+          f"AdamW; activations {activations / 2**20:,.0f}), with {'classify --freeze' if encoder else '--lora'} "
+          f"{(4 * n + activations) / 2**20:,.0f} MiB; besides, PyTorch itself: some 300")

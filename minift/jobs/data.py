@@ -1,4 +1,4 @@
-"""The user's files, read row by row: JSON Lines in five forms, or plain text; patterns are expanded here.
+"""The user's files, read row by row: JSON Lines in six forms, or plain text; patterns are expanded here.
 
 A row keeps its place ("train.jsonl:7"), so that whatever is wrong with it later can be found. Left out: CSV, compressed
 files, reading while training (the data of a fine-tuning run fit into memory).
@@ -15,14 +15,18 @@ from minift.core.files import read_bytes
 from minift.datasets.jsonl import parse_line
 from minift.errors import MiniftError
 
-FORMS = {       # form -> the keys that make it; the first form whose keys a row has is its form
+FORMS = {       # form -> the keys that make it; a row is of the first form that is of use and whose keys it has
     "messages": ("messages",),
     "pair": ("prompt", "chosen", "rejected"),
     "completion": ("prompt", "completion"),
     "prompt": ("prompt",),
+    "label": ("text", "label"),         # and, where there is a second text, "text_pair"
     "text": ("text",),
 }
-TYPES = {"messages": (list, "a list"), "prompt": ((str, list), "a string or a list of messages")}      # else a string
+TYPES = {       # of the values that may be something else than a string
+    "messages": (list, "a list"), "prompt": ((str, list), "a string or a list of messages"),
+    "label": ((str, int), "a string or a whole number, since a label is a name"),
+}
 PLAIN_TEXT = (".txt", ".md", ".markdown")
 
 
@@ -36,11 +40,13 @@ class Row:
 
     def key(self):
         """What the row says, as one string: equal for duplicates, whatever else they carry (ids, sources)."""
-        return json.dumps([self.values[name] for name in FORMS[self.form]], sort_keys=True)
+        names = FORMS[self.form] + (("text_pair",) if self.form == "label" else ())
+        return json.dumps([self.values.get(name) for name in names], sort_keys=True)
 
     def source(self):
-        """What must not be on both sides of a split: the prompt, or all of a row that has none."""
-        return json.dumps(self.values["prompt"], sort_keys=True) if "prompt" in FORMS[self.form] else self.key()
+        """What must not be on both sides of a split: the prompt, the (first) text, or all of a row that has neither."""
+        name = next((name for name in ("prompt", "text") if name in FORMS[self.form]), None)
+        return self.key() if name is None else json.dumps(self.values[name], sort_keys=True)
 
 
 def find_files(patterns):
@@ -95,13 +101,14 @@ def read_row(where, data, plain, forms):
     if plain:
         return Row(where, "text", {"text": plain_text(where, data)})
     values = parse_line(data, where)
-    form = next((form for form, keys in FORMS.items() if all(values.get(key) is not None for key in keys)), None)
-    if form not in forms:
+    useful = {form: keys for form, keys in FORMS.items() if form in forms}
+    form = next((form for form, keys in useful.items() if all(values.get(key) is not None for key in keys)), None)
+    if form is None:
         raise MiniftError(f"{where}: expected an object with the keys {describe(forms)}, none of them null; got "
                           f"{', '.join(map(repr, values)) or 'none'}")
     for key in FORMS[form]:
         allowed, name = TYPES.get(key, (str, "a string"))
-        if not isinstance(values[key], allowed):
+        if not isinstance(values[key], allowed) or isinstance(values[key], bool):
             raise MiniftError(f"{where}: {key!r} must be {name}; got {values[key]!r:.60}")
     return Row(where, form, values)
 

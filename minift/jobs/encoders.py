@@ -1,7 +1,10 @@
 """One encoder for each kind of data: encode(row, tally, ...) -> an example, or None, and why is counted."""
 
+from minift.datasets.batches import chunks
 from minift.datasets.chat import chat_of, check_messages, encode_chat, encode_prompt
 from minift.datasets.pairs import encode_pair
+from minift.datasets.segments import encode_segments
+from minift.errors import MiniftError
 from minift.methods.sft import encode_example
 
 
@@ -12,6 +15,39 @@ def encode_text(row, tally, tokenizer):
         return None
     ids = tokenizer.encode(row.values["text"]) + [tokenizer.eos_id]
     return {"input_ids": ids, "labels": ids}
+
+
+def encode_pieces(row, tally, tokenizer, context):
+    """A document as an encoder reads it: a list of pieces, each [CLS] ... [SEP] and at most `context` tokens long."""
+    if context < 3:
+        raise MiniftError(f"a context of {context} has no room between <cls> and <sep>; take at least 3")
+    if not row.values["text"].strip():
+        tally.dropped["empty text"] += 1
+        return None
+    pieces = chunks(tokenizer.encode(row.values["text"]), context - 2)
+    if len(pieces) > 1:
+        tally.noted[f"longer than {context} tokens, and cut into pieces"] += 1
+    first, last = tokenizer.special_id("<cls>"), tokenizer.special_id("<sep>")
+    return [{"input_ids": [first, *piece, last]} for piece in pieces]
+
+
+def encode_labelled_row(row, tally, tokenizer, context):
+    """A text, or two, for a classifier; beyond the context the end is cut. "label": the name that the row gives.
+
+    The row itself stays with the example, for errors ("where") and for a bag of its words ("row").
+    """
+    text, pair, label = (row.values.get(name) for name in ("text", "text_pair", "label"))
+    if pair is not None and not isinstance(pair, str):
+        raise MiniftError(f"{row.where}: 'text_pair' must be a string; got {pair!r:.60}")
+    if row.form == "label" and not str(label).strip():
+        raise MiniftError(f"{row.where}: 'label' is empty; a label is a name, give it one")
+    if not text.strip():
+        tally.dropped["empty text"] += 1
+        return None
+    ids, n_cut = encode_segments(tokenizer, text, pair, context)
+    if n_cut:
+        tally.noted[f"cut to {context} tokens"] += 1
+    return {"input_ids": ids, "label": None if label is None else str(label), "where": row.where, "row": row.values}
 
 
 def messages_of(row):

@@ -1,34 +1,46 @@
-"""evaluate: perplexity of texts, exact match of answers, accuracy on pairs; means come with their 95 % interval."""
+"""evaluate: perplexity of texts, exact match of answers, accuracy on pairs and labels; means with 95 % intervals."""
+
+from functools import partial
 
 import torch
 
+from minift.baselines import labelled_batches, predict
 from minift.core.files import write_json
-from minift.core.heads import LanguageModel, TokenScorer
+from minift.core.heads import LanguageModel, SequenceClassifier, TokenScorer
 from minift.core.logprobs import make_reference
 from minift.core.resume import move_batch
 from minift.datasets.batches import Batches, collate, token_windows
 from minift.datasets.chat import encode_prompt
 from minift.datasets.pairs import collate_pairs
 from minift.errors import MiniftError
-from minift.evaluation.metrics import bootstrap_interval, exact_match, language_model_nll, perplexity
+from minift.evaluation.metrics import (
+    bootstrap_interval,
+    exact_match,
+    expected_calibration_error,
+    language_model_nll,
+    macro_f1,
+    perplexity,
+)
+from minift.jobs.classes import number_labels
 from minift.jobs.data import find_files, read_rows
-from minift.jobs.encoders import encode_preference, encode_text, messages_of
-from minift.jobs.examples import Tally
+from minift.jobs.encoders import encode_labelled_row, encode_preference, encode_text, messages_of
+from minift.jobs.examples import Tally, encode_row
 from minift.jobs.folders import check_out_file
-from minift.jobs.models import KINDS, check_tokenizers, open_kind, open_model, pick_device
+from minift.jobs.models import check_tokenizers, open_kind, pick_device
 from minift.jobs.sampling import room_to_answer, write_answers
 from minift.methods.dpo import add_reference_logprobs
 
 
 def evaluate(options):
-    """Measure a model on rows of any form but the bare prompt; print the numbers, and write them to --out if given."""
+    """Measure a model on rows of the forms that suit it; print the numbers, and write them to --out if given."""
     if options.out:
         check_out_file(options.out, options.overwrite)
-    rows = read_rows(find_files(options.data), tuple(MEASURES))
-    model, tokenizer = open_model(options.model)
-    if tokenizer is None or (isinstance(model, TokenScorer) and any(row.form != "pair" for row in rows)):
-        raise MiniftError(f"{options.model} is {KINDS[type(model)]}{'' if tokenizer else ' without a tokenizer'}; "
-                          "it needs one, and a reward model can be judged on {prompt, chosen, rejected} rows only")
+    files = find_files(options.data)
+    model, tokenizer = open_kind(options.model, (LanguageModel, TokenScorer, SequenceClassifier), "evaluate")
+    rows = read_rows(files, [form for form in MEASURES if (form == "label") == isinstance(model, SequenceClassifier)])
+    if isinstance(model, TokenScorer) and any(row.form != "pair" for row in rows):
+        raise MiniftError(f"{options.model} is a reward model, which can be judged on {{prompt, chosen, rejected}} "
+                          "rows only")
     model.to(pick_device(options.device))
     found = {}
     for measure in dict.fromkeys(MEASURES.values()):
@@ -109,10 +121,34 @@ def logprob_gaps(model, examples, tokenizer, batch_size):
     return [example["ref_chosen_logprobs"] - example["ref_rejected_logprobs"] for example in copies]
 
 
+def label_measures(model, tokenizer, rows, options):
+    """What a classifier does on rows with a label."""
+    tally = Tally(read=len(rows))
+    encode = partial(encode_labelled_row, tokenizer=tokenizer, context=model.config.context_length)
+    examples = [encode_row(encode, row, tally, None) for row in rows]
+    examples = [example for example in examples if example is not None]
+    tally.used = len(examples)
+    if not examples:
+        raise MiniftError(f"dataset is empty: no row is left ({tally})")
+    number_labels(examples, model.labels, "the classifier knows")
+    print(tally)
+    probabilities = predict(model, labelled_batches(examples, tokenizer.pad_id, options.batch_size))
+    return {"rows": len(examples), **judge(probabilities, [example["label"] for example in examples])}
+
+
+def judge(probabilities, right):
+    """Accuracy, macro F1 and calibration of probabilities (N, L); right: the number of each row's label."""
+    confidences, guesses = (values.tolist() for values in probabilities.max(-1))
+    hits = [float(guess == label) for guess, label in zip(guesses, right, strict=True)]
+    return {**with_interval("accuracy", hits), "macro_f1": macro_f1(guesses, right),
+            "expected_calibration_error": expected_calibration_error(confidences, hits)}
+
+
 def with_interval(name, values):
     """The mean of some values, and where it lies with a confidence of 95 %."""
     low, high = bootstrap_interval(values)
     return {name: sum(values) / len(values), f"{name}_95%": f"{low:.3g} to {high:.3g}"}
 
 
-MEASURES = {"text": text_measures, "messages": answer_measures, "completion": answer_measures, "pair": pair_measures}
+MEASURES = {"text": text_measures, "messages": answer_measures, "completion": answer_measures, "pair": pair_measures,
+            "label": label_measures}

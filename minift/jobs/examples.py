@@ -98,7 +98,7 @@ def encode_row(encode, row, tally, bad):
 
 
 def without_duplicates(rows, tally, drop):
-    """Count rows that say the same as an earlier one, or prefer the other way round; leave them out when `drop`."""
+    """Count rows that repeat an earlier one, or contradict it; leave them out when `drop`."""
     seen, kept = set(), []
     for row in rows:
         remark = None
@@ -106,7 +106,9 @@ def without_duplicates(rows, tally, drop):
             remark = "the same as an earlier row"
         elif row.form == "pair" and swapped(row).key() in seen:
             remark = "an earlier pair the other way round"
-        seen.add(row.key())
+        elif row.form == "label" and unlabelled(row).key() in seen:
+            remark = "an earlier text with another label"
+        seen |= {row.key(), unlabelled(row).key()} if row.form == "label" else {row.key()}
         if remark:
             (tally.dropped if drop else tally.noted)[remark] += 1
         if not (remark and drop):
@@ -116,6 +118,10 @@ def without_duplicates(rows, tally, drop):
 
 def swapped(row):
     return Row(row.where, row.form, row.values | {"chosen": row.values["rejected"], "rejected": row.values["chosen"]})
+
+
+def unlabelled(row):
+    return Row(row.where, row.form, row.values | {"label": None})
 
 
 def note_leaks(train, valid, tally):

@@ -6,11 +6,12 @@ import torch
 
 from minift.core.checkpoint import build_model, describe, fill, load_model, plain_state_dict
 from minift.core.files import read_json
-from minift.core.heads import LanguageModel, TokenScorer
+from minift.core.heads import LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer
 from minift.errors import MiniftError
 from minift.methods.lora import load_adapter, merge_lora
 
-KINDS = {LanguageModel: "a language model", TokenScorer: "a reward model"}
+KINDS = {LanguageModel: "a language model", MaskedLanguageModel: "an encoder (a masked language model)",
+         SequenceClassifier: "a classifier", TokenScorer: "a reward model"}
 
 
 def is_adapter(path):
@@ -40,10 +41,11 @@ def open_model(path):
 
 
 def open_kind(path, kind, purpose):
-    """open_model, when it must be of one kind and have a tokenizer. purpose: who asks, for the error."""
+    """open_model, when it must be of one kind (or of some) and have a tokenizer. purpose: who asks, for the error."""
     model, tokenizer = open_model(path)
     if not isinstance(model, kind):
-        raise MiniftError(f"{path} is {KINDS[type(model)]}; {purpose} needs {KINDS[kind]}")
+        needed = " or ".join(KINDS[one] for one in (kind if isinstance(kind, tuple) else (kind,)))
+        raise MiniftError(f"{path} is {KINDS[type(model)]}; {purpose} needs {needed}")
     if tokenizer is None:
         raise MiniftError(f"{path} has no tokenizer, so it cannot read text; save the model together with one")
     return model, tokenizer

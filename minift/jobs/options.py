@@ -6,10 +6,25 @@ The defaults suit the toy model in data/base; a real model wants learning rates 
 import argparse
 import math
 
-# verb -> learning rate for the toy, the same with LoRA, and for a real model (with LoRA: 2e-4)
+from minift.errors import MiniftError
+
+# verb -> learning rate for the toy, the same where few weights are trained (LoRA, or a classifier's head alone), and
+# for a real model (with LoRA: 2e-4)
 RATES = {"pretrain": ("2e-3", "1e-2", "2e-5"), "sft": ("1.5e-3", "1e-2", "2e-5"), "reward": ("5e-4", "5e-3", "1e-5"),
-         "dpo": ("3e-4", "3e-3", "1e-6"), "ppo": ("2e-4", "2e-3", "1e-6")}
-EPOCHS = {"pretrain": 1, "sft": 3, "reward": 1, "dpo": 1}
+         "dpo": ("3e-4", "3e-3", "1e-6"), "ppo": ("2e-4", "2e-3", "1e-6"), "mlm": ("1e-3", None, "5e-5"),
+         "classify": ("5e-4", "2e-2", "2e-5")}
+EPOCHS = {"pretrain": 1, "sft": 3, "reward": 1, "dpo": 1, "mlm": 3, "classify": 5}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors like all others: one sentence."""
+
+    def error(self, message):
+        raise MiniftError(f"{message}; see {self.prog} --help")
+
+
+def layout(prog):
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100)
 
 
 def number(kind, least, above=False, most=math.inf):
@@ -50,9 +65,9 @@ def data(sub, text='JSONL files; patterns such as "mine/*.jsonl" are expanded', 
     sub.add_argument("--data", metavar="FILE", nargs="+", required=required, help=text)
 
 
-def files(sub):
+def files(sub, text="a new folder for the result", required=True):
     sub.add_argument("--valid", metavar="FILE", nargs="+", help="what to keep the best on (default: a tenth of --data)")
-    sub.add_argument("--out", metavar="DIR", required=True, help="a new folder for the result")
+    sub.add_argument("--out", metavar="DIR" if required else "PATH", required=required, help=text)
 
 
 def machine(sub, seed=True):
@@ -67,10 +82,18 @@ def overwrite(sub):
 
 
 def rate(sub, verb):
-    toy, lora, real = RATES[verb]
-    option(sub, "--lora", "RANK", COUNT, None, "train a LoRA adapter of this rank; --out then holds it alone")
-    told = f"learning rate (default {toy}, LoRA {lora}; a real model {real}, LoRA 2e-4)"
-    option(sub, "--lr", "X", POSITIVE, None, told)
+    toy, few, real = RATES[verb]
+    if verb in ("mlm", "classify"):
+        sub.add_argument("--lora", nargs="?", const="", type=refuse_lora, help=argparse.SUPPRESS)
+        told = f"{toy}{f', of the head alone {few}' if few else ''}; a real model {real}"
+    else:
+        option(sub, "--lora", "RANK", COUNT, None, "train a LoRA adapter of this rank; --out then holds it alone")
+        told = f"{toy}, LoRA {few}; a real model {real}, LoRA 2e-4"
+    option(sub, "--lr", "X", POSITIVE, None, f"learning rate (default {told})")
+
+
+def refuse_lora(text):
+    raise argparse.ArgumentTypeError("an encoder is trained whole, or frozen under its new head; leave it out")
 
 
 def running(sub):

@@ -33,7 +33,8 @@ ALPHA = 2       # LoRA's alpha / rank
 class Run:
     """A training run from its options to its result; the verbs call its methods in the order in which they stand."""
 
-    def __init__(self, options):
+    def __init__(self, options, kind=LanguageModel):
+        """kind: what --model must be, a class of core.heads."""
         self.options, self.out, self.start = options, Path(options.out), time.time()
         self.state_path, self.metrics_path = self.out / "state.safetensors", self.out / "metrics.jsonl"
         self.device = pick_device(options.device)
@@ -46,7 +47,7 @@ class Run:
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "device": str(self.device), "threads": torch.get_num_threads()}
         torch.manual_seed(options.seed)
-        self.model, self.tokenizer = open_kind(options.model, LanguageModel, options.verb)
+        self.model, self.tokenizer = open_kind(options.model, kind, options.verb)
         self.new_base = None            # with LoRA upon an adapter: the model with that adapter merged
         if is_adapter(options.model):
             self.model = plain_copy(self.model)
@@ -138,7 +139,7 @@ class Run:
         write_json(self.out / "run.json", self.record)
         remove(self.state_path)
         for name, value in result.items():
-            if not isinstance(value, str):
+            if isinstance(value, (int, float)):
                 print(f"{name}: {f'{before[name]:.4g} before, ' if name in before else ''}{value:.4g}")
         best = f"best step {self.record['best_step']} of {self.record['steps']}" if before else "last step"
         print(f"{best}; written to {self.out} in {self.record['seconds']} s")

@@ -28,7 +28,7 @@ def classification_loss(logits, labels):
     if len(wrong):
         row = int(wrong[0])
         raise MiniftError(f"label {int(labels[row])} in row {row}; the classes are 0..{logits.shape[-1] - 1}")
-    return F.cross_entropy(logits, labels)
+    return F.cross_entropy(logits, labels.long())
 
 
 def make_classification_loss(model):

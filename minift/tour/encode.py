@@ -60,7 +60,8 @@ def blank_measures(model, tokenizer, seed, n):
     """Accuracy on hidden tokens of n unread documents, beside the two guesses that read next to nothing."""
     length = model.config.context_length
     valid = masked_batches(tokenizer, encoder_rows(tokenizer, n, seed, "test", length), 32, fresh=False, shuffle=False)
-    bigrams = Bigrams(encoder_rows(tokenizer, 2000, seed, "train", length), tokenizer.vocab_size)
+    known = encoder_rows(tokenizer, 2000, seed, "train", length)
+    bigrams = Bigrams(known, tokenizer.vocab_size, tokenizer.special.values())
     frequent, bigram = bigrams.accuracies(valid)
     return {"masked_accuracy": masked_accuracy(model, valid), "bigram_accuracy": bigram,
             "most_frequent_accuracy": frequent}
