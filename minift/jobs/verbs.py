@@ -3,13 +3,11 @@
 The examples run in the root of the repository.
 """
 
-import argparse
-
-from minift.errors import MiniftError
+from minift.jobs import encoder_options, label_options
 from minift.jobs import options as add
 
 COMMAND = "python -m minift"
-BASE, SAMPLES = "--model data/base", "data/samples"
+BASE, ENCODER, SAMPLES = "--model data/base", "--model data/encoder", "data/samples"
 
 # verb -> ("module.function" in minift.jobs, one line of help, examples)
 VERBS = {
@@ -17,6 +15,11 @@ VERBS = {
              ["tour --quick --out runs/quick"]),
     "pretrain": ("training.pretrain", 'Continued pre-training on plain text: .txt, .md, or JSONL rows {"text"}.',
                  [f"pretrain {BASE} --data {SAMPLES}/text.jsonl --out runs/pretrain"]),
+    "mlm": ("encoder.mlm", 'Masked training of an encoder on plain text: .txt, .md, or JSONL rows {"text"}.',
+            [f"mlm {ENCODER} --data {SAMPLES}/text.jsonl --out runs/mlm"]),
+    "classify": ("encoder.classify", 'A classifier on an encoder, from JSONL rows {"text", "label"}; and its use.',
+                 [f"classify {ENCODER} --data {SAMPLES}/labels.jsonl --out runs/labels",
+                  f"classify --model runs/labels --predict {SAMPLES}/unlabelled.jsonl --out runs/labelled.jsonl"]),
     "sft": ("training.sft", 'Supervised fine-tuning on JSONL rows {"messages"} or {"prompt", "completion"}.',
             [f"sft {BASE} --data {SAMPLES}/messages.jsonl --out runs/sft"]),
     "reward": ("training.reward", 'A reward model, from JSONL rows {"prompt", "chosen", "rejected"}.',
@@ -30,9 +33,11 @@ VERBS = {
     "generate": ("use.generate", 'Answer a prompt, or every JSONL row {"prompt"}; a {"text"} is continued as it is.',
                  [f'generate {BASE} --raw --prompt "One sunny morning"',
                   f"generate {BASE} --data {SAMPLES}/prompts.jsonl --out runs/answers.jsonl"]),
-    "evaluate": ("evaluate.evaluate", "Perplexity of texts, exact match of answers, accuracy on preference pairs.",
+    "evaluate": ("evaluate.evaluate", "Perplexity of texts, exact match of answers, accuracy on pairs and labels.",
                  [f"evaluate {BASE} --data {SAMPLES}/completions.jsonl"]),
     "chat": ("use.chat", "Talk with a model; its words appear as they come. /quit ends it.", [f"chat {BASE}"]),
+    "label": ("label.label", "A page on which people compare answers, label texts, or write instructions.",
+              label_options.EXAMPLES),
     "merge": ("use.merge", "Write an adapter and its base as one plain model.",
               [f"sft {BASE} --data {SAMPLES}/messages.jsonl --lora 8 --out runs/adapter",
                "merge --model runs/adapter --out runs/merged"]),
@@ -119,8 +124,8 @@ def generate(sub, verb):
 
 
 def evaluate(sub, verb):
-    add.model(sub, "a language model or a reward model; or an adapter folder")
-    add.data(sub, "texts, answers, pairs; JSONL, .txt or .md")
+    add.model(sub, "a language model, a reward model or a classifier; or an adapter folder")
+    add.data(sub, "texts, answers, pairs, labels; JSONL, .txt or .md")
     sub.add_argument("--reference", metavar="DIR", help="for pairs: what --model was trained from (implicit reward)")
     add.option(sub, "--show", "N", add.WHOLE, 0, "answers to show beside the expected ones")
     add.option(sub, "--batch-size", "N", add.COUNT, 32, "rows at a time")
@@ -143,37 +148,30 @@ def merge(sub, verb):
     add.overwrite(sub)
 
 
-ADD = {"tour": tour, "pretrain": pretrain, "sft": sft, "reward": sft, "ppo": ppo, "dpo": dpo, "check-data": check_data,
-       "generate": generate, "evaluate": evaluate, "chat": chat, "merge": merge}
+ADD = {"tour": tour, "pretrain": pretrain, "mlm": encoder_options.mlm, "classify": encoder_options.classify, "sft": sft,
+       "reward": sft, "ppo": ppo, "dpo": dpo, "check-data": check_data, "generate": generate, "evaluate": evaluate,
+       "chat": chat, "label": label_options.label, "merge": merge}
 
 
 # ---- reading a command line ----
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, with errors like all others: one sentence."""
-
-    def error(self, message):
-        raise MiniftError(f"{message}; see {self.prog} --help")
-
-
 def parse(argv):
     """The options of a command line. Raises MiniftError for a wrong one; --help prints and exits, as argparse does."""
-    parser = Parser(prog=COMMAND, description="minift: fine-tuning from scratch, in pure PyTorch.", allow_abbrev=False,
-                    formatter_class=layout, epilog=f"{COMMAND} VERB --help says more, with an example.")
+    parser = add.Parser(prog=COMMAND, description="minift: fine-tuning from scratch, in pure PyTorch.",
+                        allow_abbrev=False, formatter_class=add.layout,
+                        epilog=f"{COMMAND} VERB --help says more, with an example.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, (job, summary, examples) in VERBS.items():
         lines = "\n".join(f"  {COMMAND} {example}" for example in examples)
         sub = verbs.add_parser(verb, help=summary, description=summary, usage=f"{COMMAND} {verb} [options]",
-                               allow_abbrev=False, formatter_class=layout, epilog=f"example:\n{lines}")
+                               allow_abbrev=False, formatter_class=add.layout, epilog=f"example:\n{lines}")
         sub.set_defaults(job=job)
         ADD[verb](sub, verb)
     options = parser.parse_args(argv)
     options.argv = list(argv)
     if getattr(options, "lr", 0) is None:
-        options.lr = float(add.RATES[options.verb][bool(options.lora)])
+        few = bool(options.lora) or getattr(options, "regime", "") == "freeze"
+        options.lr = float(add.RATES[options.verb][few])
     return options
 
-
-def layout(prog):
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100)

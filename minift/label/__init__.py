@@ -1,0 +1,1 @@
+"""The page on which people choose between answers, annotate texts and write instruction data."""
