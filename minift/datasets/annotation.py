@@ -7,6 +7,7 @@ Algorithm". Left out: weighted kappa, items that are harder than others.
 `ratings` are annotators x items: ratings[a][i] is what annotator a said of item i, None where nothing was said.
 """
 
+import numbers
 import random
 from collections import Counter
 from itertools import combinations
@@ -65,7 +66,10 @@ def krippendorff_alpha(ratings, level="nominal"):
     if level not in LEVELS:
         raise MiniftError(f"level is {level!r}; expected one of {', '.join(LEVELS)}")
     items = [said for said in by_item(check_ratings(ratings)) if len(said) > 1]
-    values = sorted({value for said in items for value in said}, key=lambda value: (str(type(value)), value))
+    values = {value for said in items for value in said}
+    if level != "nominal" and not all(isinstance(value, numbers.Real) for value in values):
+        raise MiniftError(f"{level} ratings must be numbers, got {sorted(map(str, values))}")
+    values = sorted(values, key=(lambda value: (str(type(value)), value)) if level == "nominal" else None)
     if len(values) < 2:
         raise MiniftError(f"all annotators always say {values[0]!r}: agreement beyond chance is not defined")
     place = {value: k for k, value in enumerate(values)}
@@ -140,6 +144,8 @@ def agreement_with_others(ratings):
 
 def majority(ratings):
     """The most frequent rating of each item; None for a tie, and for an item that nobody rated: ask somebody else."""
+    if len({len(row) for row in ratings}) > 1:
+        raise MiniftError("every annotator needs an entry for each item (None where there is none)")
     labels = []
     for said in by_item(ratings):
         counts = Counter(said).most_common(2)

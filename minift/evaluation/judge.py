@@ -1,0 +1,117 @@
+"""Which of two models answers better? The share of prompts that one wins, each pair of answers judged in both orders.
+
+Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", sections 3.3 and 3.4: judges, people among
+them, favour the answer that stands first. So each pair is shown in both orders, and how often that mattered is told.
+A judge is a function (prompt, first, second) -> 1 if the first is better, 0 if the second is, 0.5 for a tie,
+None to skip. Left out: more than two models (ratings), a language model as the judge (any function will do).
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+import torch
+
+from minift.errors import MiniftError
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a judge found. All but the counts are shares in [0, 1]."""
+
+    win_rate: float         # of a against b, the mean of both orders; a tie is half a win
+    low: float              # where the win rate lies with 95 % confidence: a bootstrap over prompts
+    high: float
+    disagreement: float     # prompts on which the two orders gave a different verdict: position bias, or noise
+    first_rate: float       # wins of the answer that was shown first; 0.5: no bias
+    n: int                  # prompts that were judged in both orders
+    skipped: int            # prompts that were not
+
+
+def compare(judge, prompts, answers_a, answers_b, seed=0):
+    """Judge a's answer against b's to each prompt, in both orders -> Comparison.
+
+    Which order comes first is drawn from the seed, and the second comes after all the first ones, so that a person does
+    not see the same two answers twice in a row. A prompt that is skipped in one order is left out. MiniftError for
+    lists of unequal length, a verdict that is none, or when nothing is left.
+    """
+    prompts, a, b = list(prompts), list(answers_a), list(answers_b)
+    if not len(prompts) == len(a) == len(b) or not prompts:
+        raise MiniftError(f"expected an answer of each model to each prompt, at least one; got {len(prompts)} prompts, "
+                          f"{len(a)} and {len(b)} answers")
+    rng, orders = random.Random(f"compare/{seed}"), [(False, True), (True, False)]
+    turns = [(i, rng.choice(orders)) for i in rng.sample(range(len(prompts)), len(prompts))]
+    verdicts = {}
+    for turn in (0, 1):
+        for i, swapped in turns:
+            first, second = (b[i], a[i]) if swapped[turn] else (a[i], b[i])
+            verdicts[i, swapped[turn]] = checked(judge(prompts[i], first, second))
+    pairs = [(verdicts[i, False], verdicts[i, True]) for i in range(len(prompts))]
+    pairs = [pair for pair in pairs if None not in pair]
+    if not pairs:
+        raise MiniftError("the judge skipped every prompt; there is nothing to compare")
+    wins = [(straight + 1 - swapped) / 2 for straight, swapped in pairs]
+    return Comparison(math.fsum(wins) / len(wins), *interval(wins, seed),
+                      disagreement=sum(straight != 1 - swapped for straight, swapped in pairs) / len(pairs),
+                      first_rate=sum(straight + swapped for straight, swapped in pairs) / len(pairs) / 2,
+                      n=len(pairs), skipped=len(prompts) - len(pairs))
+
+
+def checked(verdict):
+    if verdict is not None and verdict not in (0, 0.5, 1):
+        raise MiniftError(f"a judge's verdict was {verdict!r}; expected 1, 0, 0.5 or None")
+    return verdict
+
+
+def interval(values, seed, level=0.95, n=2000):
+    """(low, high): quantiles of the means of n resamples of the values."""
+    values = torch.tensor(values, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.stack([values[torch.randint(len(values), (len(values),), generator=generator)].mean()
+                         for _ in range(n)])
+    return tuple(torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist())
+
+
+# ---- judges ----
+
+
+def score_judge(score, margin=0.0):
+    """A judge from score(prompt, answer) -> float (a rubric, a reward model): the higher one wins, both orders alike.
+
+    margin: differences up to it are a tie. Scores that are not finite are a MiniftError.
+    """
+    def judge(prompt, first, second):
+        difference = score(prompt, first) - score(prompt, second)
+        if not math.isfinite(difference):
+            raise MiniftError(f"the scores of {first!r:.40} and {second!r:.40} are not finite; mend the judge")
+        return 0.5 if abs(difference) <= margin else float(difference > 0)
+    return judge
+
+
+def person_judge(ask):
+    """A judge from ask(prompt, first, second) -> "first", "second", "tie" or "skip": a page, or ask_in_terminal."""
+    verdicts = {"first": 1, "second": 0, "tie": 0.5, "skip": None}
+
+    def judge(prompt, first, second):
+        choice = ask(prompt, first, second)
+        if choice not in verdicts:
+            raise MiniftError(f"the person's choice came as {choice!r}; expected one of {', '.join(verdicts)}")
+        return verdicts[choice]
+    return judge
+
+
+KEYS = {"1": "first", "2": "second", "=": "tie", "s": "skip"}
+
+
+def ask_in_terminal(prompt, first, second, read=input, write=print):
+    """Show two answers and read a key until it is one of 1, 2, = and s. Control characters of a text are not obeyed."""
+    turns = [prompt] if isinstance(prompt, str) else [f"{turn['role']}: {turn['content']}" for turn in prompt]
+    for title, text in (("prompt", "\n".join(turns)), ("1", first), ("2", second)):
+        write(f"[{title}] " + "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))
+    while True:
+        try:
+            key = read("better: 1, 2, = for a tie, s to skip: ").strip().lower()
+        except EOFError as error:
+            raise MiniftError("the input ended before every pair was judged") from error
+        if key in KEYS:
+            return KEYS[key]
