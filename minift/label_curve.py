@@ -66,7 +66,7 @@ class Task:
             model.body.load_state_dict(self.encoder.state_dict())
         batches = labelled_batches(self.train[:n], self.tokenizer.pad_id, 32 if n > 256 else 16, self.seed,
                                    shuffle=True)
-        train_classifier(model, batches, "full" if way == "scratch" else way, steps=steps or STEPS[n],
+        train_classifier(model, batches, "full" if way == "scratch" else way, steps=steps or STEPS.get(n, 200),
                          lr=LR.get(way, 1), weight_decay=0.01, progress=False)
         return model.eval()
 
@@ -118,14 +118,16 @@ def summary(runs):
 
 def draw(path, curve):
     """A row of pictures for each domain, one picture a task: accuracy against the number of labels, with its spread."""
-    fig, axes = show.figure(len(DOMAINS), len(curve), width=4.4 * len(curve), height=7)
+    fig, axes = show.figure(len(DOMAINS), len(curve), width=4.4 * len(curve), height=7.4)
     for row, domain in zip(axes.reshape(len(DOMAINS), -1), DOMAINS):
         for axis, (name, ways) in zip(row, curve.items()):
             series = {way: band(ways[way][domain]) for way in ways}
             show.curves(axis, series, xlabel="labelled stories (log axis)", ylabel="accuracy",
                         title=f"{name}, tested on {domain}")
             log_labels(axis, SIZES)
-            axis.axhline(1 / len(LABELS[name]), color="#777777", linewidth=1, linestyle=":")
+            axis.axhline(1 / len(LABELS[name]), color="#777777", linewidth=1, linestyle=":", label="chance")
+            axis.get_legend().remove()          # one for all pictures, where it hides nothing
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, handlelength=3)
     show.save(fig, path)
 
 
