@@ -22,6 +22,8 @@ ALLOWED = {
     "baselines": {"core", "datasets", "evaluation", "methods"},
     "recipes": {"core", "datasets", "evaluation", "methods"},
     "label_curve": {"core", "datasets", "evaluation", "methods", "baselines", "recipes", "show"},
+    "hints": set(),
+    "check": {"hints"},
     "jobs": {"core", "datasets", "evaluation", "methods", "jobs", "label", "baselines", "recipes", "show"},
     "tour": {"core", "datasets", "evaluation", "methods", "tour", "baselines", "label_curve", "recipes", "show",
              "report"},
