@@ -27,7 +27,8 @@ from minift.hints import HINTS
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 LIBRARIES = tuple({str(TESTS), str(TESTS.parent / "minift"), "<frozen",
                    *map(sysconfig.get_paths().get, ("stdlib", "purelib", "platlib"))})
-WIDTH = 110     # columns of a report
+WIDTH = 100     # columns of a report
+HINT = "this looks like: "
 
 
 @dataclass
@@ -52,12 +53,13 @@ class Failure:
     printed: str
 
 
-def check(**functions):
+def check(*, hints=True, **functions):
     """Print which laws hold for your functions, each given under the name of the library's: check(dpo_loss=mine).
 
-    Several names at once are tested together. Raises MiniftError for a name that no test takes.
+    Several names at once are tested together. hints=False: no guess at the mistake, where finding it is the exercise.
+    Raises MiniftError for a name that no test takes.
     """
-    print(report(examine(functions), functions))
+    print(report(examine(functions), functions, hints))
 
 
 def examine(functions):
@@ -102,7 +104,8 @@ def run(laws, functions):
     tests = [f"{law.file}::{law.name}" for law in laws]
     screen = io.StringIO()
     with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen), torch.random.fork_rng(devices=[]):
-        code = pytest.main([*tests, "-p", "no:cacheprovider", "--capture=sys", "--rootdir", str(TESTS.parent)],
+        code = pytest.main([*tests, "-p", "no:cacheprovider", "--capture=sys", "--color=no",
+                            f"--rootdir={TESTS.parent}"],
                            plugins=[Substitute(laws, functions)])
     if code == pytest.ExitCode.INTERRUPTED and "KeyboardInterrupt" in screen.getvalue():
         raise KeyboardInterrupt
@@ -155,9 +158,9 @@ def explain(law, excinfo, signatures):
     if refusal_missing:
         return lines + [f"found: {one_line(message)} (what should be refused with an error is let pass)"]
     hints = HINTS.get(law.name, {})
-    hint = next((hint for part, hint in hints.items() if part and part in message), hints.get(""))
+    hint = next((hint for part, hint in hints.items() if part and part in " ".join([*lines, message])), hints.get(""))
     return lines + [f"found: {compared(excinfo, message)}", *remedies(excinfo, message, signatures),
-                    *([f"this looks like: {hint}"] if hint and "None" not in message else [])]
+                    *([HINT + hint] if hint and "None" not in message else [])]
 
 
 def compared(excinfo, message):
@@ -198,7 +201,7 @@ def one_line(text, most=300):
     return text if len(text) <= most else text[:most - 4] + " ..."
 
 
-def report(laws, functions):
+def report(laws, functions, hints=True):
     """All that is to be said, as one text. What was said under one law is not said again under the next."""
     names = ", ".join(functions)
     if any(failure.unwritten for law in laws for failure in law.failures):
@@ -210,7 +213,7 @@ def report(laws, functions):
         lines.append(entry("FAILS" if law.failures else "skipped" if law.skipped else "holds", law))
         for i, line in enumerate(law.failures[0].lines if law.failures else ()):
             some = f" ({len(law.failures)} of {law.n_cases} cases)" if i == 0 and law.n_cases > 1 else ""
-            if line not in said:
+            if line not in said and (hints or not line.startswith(HINT)):
                 lines.append(textwrap.fill(line + some, WIDTH, initial_indent=" " * 9, subsequent_indent=" " * 13))
             said.add(line)
     printed = failures[0].printed.rstrip() if failures else ""

@@ -1,6 +1,7 @@
 """Which mistake a failed law usually stands for: what `check` says under it.
 
-test -> {part of the message: the mistake}; the part "" stands for any message. Left out: laws that say it themselves.
+test -> {part of the failed line or its message: the mistake}; the part "" stands for any. Left out: laws that say
+it themselves.
 """
 
 HINTS = {
@@ -8,6 +9,7 @@ HINTS = {
     "test_merge_works_from_left_to_right": {
         "": "an index that moves on by one after a merge (it must skip both halves), or a last token that is lost"},
     "test_ties_go_to_the_smaller_pair": {
+        'b"xy": 3': "the counts of the words are not used: a pair in a word that occurs n times counts n times",
         "": "max() over counts alone: of equal counts it takes the first met, not the smaller pair"},
     # log-probabilities
     "test_logprobs_by_hand": {

@@ -40,6 +40,13 @@ def test_a_wrong_function_is_told_why(capsys):
     assert "this looks like: the shift by one" in text and "Your function printed:\ncalled" in text
 
 
+def test_hints_can_be_left_out(capsys):
+    """Where finding the mistake is the exercise, the report gives values and no guess."""
+    check(hints=False, token_logprobs=unshifted)
+    text = capsys.readouterr().out
+    assert "found: [[-0.693147" in text and "this looks like" not in text
+
+
 def test_an_unwritten_function_is_given_its_laws(capsys):
     """NotImplementedError is no failure: the laws are listed, without a mark."""
     def unwritten(logits, input_ids):

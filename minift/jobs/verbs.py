@@ -41,6 +41,7 @@ VERBS = {
     "merge": ("use.merge", "Write an adapter and its base as one plain model.",
               [f"sft {BASE} --data {SAMPLES}/messages.jsonl --lora 8 --out runs/adapter",
                "merge --model runs/adapter --out runs/merged"]),
+    "lesson": ("lesson.lesson", "Open a lesson of the course in Jupyter, or list the lessons.", ["lesson --list"]),
 }
 
 
@@ -148,9 +149,14 @@ def merge(sub, verb):
     add.overwrite(sub)
 
 
+def lesson(sub, verb):
+    sub.add_argument("number", type=add.WHOLE, nargs="?", help="of the lesson")
+    add.flag(sub, "--list", "the lessons and their numbers")
+
+
 ADD = {"tour": tour, "pretrain": pretrain, "mlm": encoder_options.mlm, "classify": encoder_options.classify, "sft": sft,
        "reward": sft, "ppo": ppo, "dpo": dpo, "check-data": check_data, "generate": generate, "evaluate": evaluate,
-       "chat": chat, "label": label_options.label, "merge": merge}
+       "chat": chat, "label": label_options.label, "merge": merge, "lesson": lesson}
 
 
 # ---- reading a command line ----
