@@ -34,7 +34,8 @@ VERBS = {
                  [f'generate {BASE} --raw --prompt "One sunny morning"',
                   f"generate {BASE} --data {SAMPLES}/prompts.jsonl --out runs/answers.jsonl"]),
     "evaluate": ("evaluate.evaluate", "Perplexity of texts, exact match of answers, accuracy on pairs and labels.",
-                 [f"evaluate {BASE} --data {SAMPLES}/completions.jsonl"]),
+                 [f"evaluate {BASE} --data {SAMPLES}/completions.jsonl",
+                  f"evaluate --leave-one-cluster-out {BASE} --data {SAMPLES}/tasks.jsonl --steps 5 --out runs/folds"]),
     "chat": ("use.chat", "Talk with a model; its words appear as they come. /quit ends it.", [f"chat {BASE}"]),
     "label": ("label.label", "A page on which people compare answers, label texts, or write instructions.",
               label_options.EXAMPLES),
@@ -125,14 +126,15 @@ def generate(sub, verb):
 
 def evaluate(sub, verb):
     add.model(sub, "a language model, a reward model or a classifier; or an adapter folder")
-    add.data(sub, "texts, answers, pairs, labels; JSONL, .txt or .md")
+    add.data(sub, "texts, answers, pairs, labels; JSONL, .txt or .md", required=False)
     sub.add_argument("--reference", metavar="DIR", help="for pairs: what --model was trained from (implicit reward)")
     add.option(sub, "--show", "N", add.WHOLE, 0, "answers to show beside the expected ones")
     add.option(sub, "--batch-size", "N", add.COUNT, 32, "rows at a time")
-    sub.add_argument("--out", metavar="FILE", help="a JSON file for the numbers")
+    sub.add_argument("--out", metavar="PATH", help="a JSON file for the numbers; for the folds, a folder")
     add.length(sub)
     add.machine(sub, seed=False)
     add.overwrite(sub)
+    add.folds(sub)
 
 
 def chat(sub, verb):
