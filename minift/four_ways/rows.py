@@ -27,7 +27,7 @@ from minift.methods.sft import make_labels, make_sft_loss
 DATA = Path("data/instructions")
 N_TOKENS = 26_000           # of each way: what the rows by people have
 N_HELD_OUT = 100            # rows by people for the tests
-N_SEED_TASKS, WRITER_STEPS, ATTEMPTS = 175, 250, 700
+N_SEED_TASKS, WRITER_STEPS, ATTEMPTS, TEMPERATURE = 175, 300, 500, 0.6
 MINUTES = {"pair": 3.0, "template": 2.0, "guidelines": 240.0, "label": crowd.MINUTES}   # of a person's time
 
 
@@ -98,9 +98,9 @@ def by_model(maker, checked=True):
     """Self-instruct from seed tasks that people have written; `checked`: what the world says is not true is refused."""
     seeds = seed_tasks(maker.templates, N_SEED_TASKS, maker.seed)
     verdict = world_check.make_verdict(maker.templates)
-    writer = ModelWriter(*maker.writer(), max_new_tokens=128, temperature=0.8, seed=maker.seed)
+    writer = ModelWriter(*maker.writer(), max_new_tokens=128, temperature=TEMPERATURE, seed=maker.seed)
     rows, statistics = self_instruct(
-        seeds, writer, n=maker.n_tokens // 90, max_attempts=ATTEMPTS, n_seed_demos=1, whole=True, seed=maker.seed,
+        seeds, writer, n=maker.n_tokens // 110, max_attempts=ATTEMPTS, n_seed_demos=1, whole=True, seed=maker.seed,
         checker=(lambda turn, answer: verdict(turn, answer) is True) if checked else None)
     rows = maker.cut(rows, maker.n_tokens)
     found = [verdict(*(message["content"] for message in row["messages"])) for row in rows]
