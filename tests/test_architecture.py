@@ -21,6 +21,7 @@ ALLOWED = {
     "report": {"core", "pictures"},
     "baselines": {"core", "datasets", "evaluation", "methods"},
     "recipes": {"core", "datasets", "evaluation", "methods"},
+    "four_ways": {"core", "datasets", "evaluation", "methods", "four_ways", "show"},
     "label_curve": {"core", "datasets", "evaluation", "methods", "baselines", "recipes", "show"},
     "cluster_study": {"core", "datasets", "evaluation", "methods", "show", "report"},
     "jobs": {"core", "datasets", "evaluation", "methods", "jobs", "label", "baselines", "cluster_study", "recipes",

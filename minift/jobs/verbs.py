@@ -37,6 +37,9 @@ VERBS = {
                  [f"evaluate {BASE} --data {SAMPLES}/completions.jsonl",
                   f"evaluate --leave-one-cluster-out {BASE} --data {SAMPLES}/tasks.jsonl --steps 5 --out runs/folds"]),
     "chat": ("use.chat", "Talk with a model; its words appear as they come. /quit ends it.", [f"chat {BASE}"]),
+    "templates": ("templates.templates", "Labelled rows become chats for sft, through a file of templates.",
+                  [f"templates --data {SAMPLES}/labels.jsonl --templates {SAMPLES}/templates.json "
+                   "--out runs/chats.jsonl"]),
     "label": ("label.label", "A page on which people compare answers, label texts, or write instructions.",
               label_options.EXAMPLES),
     "merge": ("use.merge", "Write an adapter and its base as one plain model.",
@@ -144,6 +147,18 @@ def chat(sub, verb):
     add.machine(sub)
 
 
+def templates(sub, verb):
+    add.data(sub, 'JSONL rows with the templates\' fields; of "label annotate", the rows of all annotators')
+    sub.add_argument("--templates", metavar="FILE", required=True,
+                     help='JSON: {task: {"cluster", "templates": [{"instruction", "response"}, ...]}}')
+    sub.add_argument("--split", metavar="NAME", choices=("seen", "held-out"), default="seen",
+                     help="which templates: seen, or held-out, to test on (default seen)")
+    add.flag(sub, "--no-inverted", "leave out templates that ask for the text and give the label")
+    sub.add_argument("--out", metavar="FILE", required=True, help="the JSONL file for the chats")
+    add.option(sub, "--seed", "N", add.WHOLE, 0, "of which template a row gets")
+    add.overwrite(sub)
+
+
 def merge(sub, verb):
     add.model(sub, "the adapter folder")
     sub.add_argument("--out", metavar="DIR", required=True, help="a new folder for the plain model")
@@ -152,7 +167,7 @@ def merge(sub, verb):
 
 ADD = {"tour": tour, "pretrain": pretrain, "mlm": encoder_options.mlm, "classify": encoder_options.classify, "sft": sft,
        "reward": sft, "ppo": ppo, "dpo": dpo, "check-data": check_data, "generate": generate, "evaluate": evaluate,
-       "chat": chat, "label": label_options.label, "merge": merge}
+       "chat": chat, "templates": templates, "label": label_options.label, "merge": merge}
 
 
 # ---- reading a command line ----
