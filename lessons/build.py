@@ -58,7 +58,7 @@ def clean(notebook):
         kept = []
         for output in cell.outputs:
             if output.get("name") == "stderr":
-                if "it/s" not in output.text and "s/it" not in output.text and "?it" not in output.text:
+                if output.text.strip() and not any(bar in output.text for bar in ("it/s", "s/it", "?it")):
                     sys.exit(f"cell {number} writes to stderr: {output.text}")
             elif "application/vnd.jupyter.widget-view+json" not in output.get("data", {}):
                 if "metadata" in output:
