@@ -58,20 +58,35 @@ def clean(notebook):
         kept = []
         for output in cell.outputs:
             if output.get("name") == "stderr":
-                if output.text.strip() and not any(bar in output.text for bar in ("it/s", "s/it", "?it")):
+                if output.text.strip() and "%|" not in output.text:
                     sys.exit(f"cell {number} writes to stderr: {output.text}")
             elif "application/vnd.jupyter.widget-view+json" not in output.get("data", {}):
                 if "metadata" in output:
                     output.metadata = nbformat.from_dict({})
-                kept.append(output)
+                if kept and output.get("name") == kept[-1].get("name") == "stdout":
+                    kept[-1].text += output.text        # whether a kernel sends text in one piece is chance
+                else:
+                    kept.append(output)
         cell.outputs = kept
     return notebook
+
+
+def write_notebook(notebook, path):
+    """Write a notebook made from text; where only prose has changed, the outputs that are there already stay."""
+    def code(cells):
+        return [cell for cell in cells if cell["cell_type"] == "code"]
+    if path.exists():
+        old, new = code(json.loads(path.read_text(encoding="utf-8"))["cells"]), code(notebook["cells"])
+        if [cell["source"] for cell in old] == [cell["source"] for cell in new]:
+            for before, after in zip(old, new):
+                after.update(outputs=before["outputs"], execution_count=before["execution_count"])
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def run(paths):
     """Run each notebook and write it back; exits at the first that fails."""
     for path in paths:
-        notebook, seconds, error = execute(path)
+        notebook, seconds, error = execute(path, limit=3600)
         if error:
             sys.exit(f"{path.name}: {error}")
         nbformat.write(clean(notebook), path)
@@ -114,9 +129,7 @@ def main():
         for path in find(options.lessons):
             print(text.to_text(json.loads(path.read_text(encoding="utf-8"))), end="")
     elif options.verb == "notebook":
-        notebook = text.from_text(options.text.read_text(encoding="utf-8"))
-        (HERE / f"{options.name}.ipynb").write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n",
-                                                    encoding="utf-8")
+        write_notebook(text.from_text(options.text.read_text(encoding="utf-8")), HERE / f"{options.name}.ipynb")
     else:
         pages.write(find(), options.out)
 

@@ -18,7 +18,7 @@ if "google.colab" in sys.modules and not Path("minift").exists():
 places = (Path("minift").resolve(), Path.cwd(), *Path.cwd().parents)
 os.chdir(next(place for place in places if (place / "lessons" / "start.py").exists()))
 sys.path.insert(0, os.getcwd())
-from lessons import start'''
+import lessons.start'''
 SPLIT = "<!-- cell -->"
 METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"}}

@@ -171,7 +171,8 @@ def compared(excinfo, message):
             return f"{digits(pair['actual'])}; expected: {digits(pair['expected'])}"
     noise = ("+", "-", "?", "Use -v", "Full diff")
     kept = [line for line in message.splitlines() if not line.lstrip().startswith(noise)]
-    return one_line(" ".join(kept)).removeprefix("assert ") or "the values differ"
+    text = one_line(" ".join(kept)).removeprefix("assert ").partition(" comparison failed")[0]    # the rest repeats it
+    return text or "the values differ"
 
 
 def digits(tensor):
@@ -208,7 +209,7 @@ def report(laws, functions, hints=True):
         return "\n".join([f"{names}: not written yet. The laws to keep:", *(entry("-", law) for law in laws)])
     failures = [law.failures[0] for law in laws if law.failures]
     n_held = sum(not law.failures and not law.skipped for law in laws)
-    lines, said = [f"{names}: {'all' if n_held == len(laws) else f'{n_held} of'} {len(laws)} laws hold"], set()
+    lines, said = [f"{names}: {n_held} of {len(laws)} laws {'hold' if len(laws) > 1 else 'holds'}"], set()
     for law in laws:
         lines.append(entry("FAILS" if law.failures else "skipped" if law.skipped else "holds", law))
         for i, line in enumerate(law.failures[0].lines if law.failures else ()):

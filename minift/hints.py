@@ -29,4 +29,34 @@ HINTS = {
         "": "the shift by one: logits[t - 1] speak about token t, so drop the last logits and the first token"},
     "test_logprobs_of_huge_and_half_precision_logits": {
         "": "log(softmax(x)) instead of log_softmax(x), or arithmetic in the logits' own half precision"},
+    "test_labels_are_the_ids_that_the_model_wrote": {
+        "[0, 1, 2, 3, 1] ==": "the prompt is learned too: the mask was not used",
+        "DID NOT RAISE": "zip() ends silently with the shorter list; compare the lengths first"},
+    # the transformer
+    "test_rotary_turns_the_half_split_pairs": {
+        "-1.14264": "the pairs are neighbours (0, 1), (2, 3); here the partner of i is i + E/2",
+        "": "a sign, or sine and cosine exchanged: (a, b) becomes (a cos - b sin, b cos + a sin)"},
+    "test_who_sees_whom": {
+        "True) == False": "a token sees what it must not: a later one (the diagonal is off by one?), or padding",
+        "False) == True": "something is hidden that should be seen; does every token see itself, even a pad?"},
+    # pre-training
+    "test_ignored_labels_are_not_learned": {"": "labels of -100 are learned, or counted in the mean"},
+    "test_packed_rows_lose_what_single_rows_lose": {"": "segment_ids or position_ids do not reach the model"},
+    "test_padding_changes_nothing": {"": "attention_mask does not reach the model, or labels of -100 are learned"},
+    "test_learning_rate_follows_warmup_and_cosine": {
+        "": "the cosine has to start after the warm-up: its progress is (step - warmup) / (steps - warmup)"},
+    "test_perplexity_is_over_tokens_and_not_over_texts": {
+        "4.48168": "a mean of the texts' means: a short text weighs as much as a long one; add up, then divide once",
+        "5.05367": "a mean of the texts' perplexities; add up nats and tokens first, then divide once"},
+    "test_perplexity_of_guessing_is_the_number_of_choices": {"": "exp() of more than 709 is beyond a float"},
+    # LoRA
+    "test_worked_example": {"": "the product is B A, (out, R) times (R, in), not its transpose"},
+    "test_scale_is_alpha_over_rank": {
+        "delta()": "the factor is alpha / rank, once; with alpha alone a higher rank is also a stronger change"},
+    "test_dropout_is_on_the_branch_only": {"": "dropout is for the branch's input; the weight must see all of x"},
+    "test_without_lora_is_the_base_exactly": {
+        "assert torch.equal(model(IDS), base)": "nested blocks: the inner one must put back what it found, not True"},
+    # preferences
+    "test_known_losses": {"1.31326": "the sign: the loss has to fall as chosen minus rejected grows"},
+    "test_win_rate_counts_ties_half": {"": "a tie counts half, and scores that are no numbers are refused"},
 }

@@ -158,7 +158,7 @@ def test_who_sees_whom(causal, visible=attention.visible):
 @FAMILIES
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
 def test_the_weights_are_those_of_the_layer(config, padded, attention_weights=attention.attention_weights):
-    """The weights times the layer's values, through o_proj, are what the layer gives; nothing is seen that is hidden."""
+    """The weights times the layer's values, through o_proj, are what the layer gives; the hidden is not seen."""
     model, input_ids = make(config, dtype=torch.float64), ids_of(2, 9)
     mask = torch.arange(9) < torch.tensor([[9], [5]]) if padded else None
     seen = {}
