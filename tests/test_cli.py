@@ -574,6 +574,7 @@ def short(line):
         "chat": "--max-new-tokens 8",
         "merge": "",
         "label": "",
+        "templates": "",
         "check-data": "",
     }
     return words + more.get(words[0], "--steps 2 --batch-size 4").split()
