@@ -27,7 +27,7 @@ h1, h2, h3, nav, th { font-family: "Segoe UI", "Helvetica Neue", Arial, sans-ser
 h1 { font-size: 1.9rem; } h2 { font-size: 1.35rem; margin-top: 2.4rem; } h3 { font-size: 1.1rem; margin-top: 1.8rem; }
 nav { display: flex; justify-content: space-between; gap: 1rem; font-size: 0.9rem; border-bottom: 1px solid #ccc;
       padding: 0.4rem 0; } nav.end { border: 0; border-top: 1px solid #ccc; margin-top: 3rem; }
-a { color: #00529b; } img { max-width: 100%; height: auto; }
+a { color: #00529b; } .anchor-link { display: none; } img { max-width: 100%; height: auto; }
 pre, code { font-family: "DejaVu Sans Mono", Consolas, Menlo, monospace; font-size: 0.8rem; line-height: 1.45; }
 code { background: #f2f2f2; padding: 0.05rem 0.25rem; border-radius: 3px; } pre code { background: none; padding: 0; }
 pre { margin: 0; overflow-x: auto; }

@@ -158,11 +158,19 @@ def test_what_is_imported_exists(path):
                         importlib.import_module(f"{node.module}.{alias.name}")
 
 
+def taught_names():
+    """Every name that some lesson imports from minift."""
+    nodes = [node for path in LESSONS for source in code(path) for node in ast.walk(ast.parse(source))]
+    return {alias.name for node in nodes if isinstance(node, ast.ImportFrom) and node.module.startswith("minift")
+            for alias in node.names}
+
+
 @EACH
 def test_no_name_of_the_library_is_taken(path):
-    """A lesson neither defines nor sets a name that minift's modules, or Python itself, have."""
+    """No function or class has a name of minift's; no variable has one that lessons import, or one of Python's own."""
     for source in code(path):
-        taken = (set(definitions(source)) | assigned(ast.parse(source))) & (library_names() | set(dir(builtins)))
+        taken = set(definitions(source)) & library_names()
+        taken |= assigned(ast.parse(source)) & (taught_names() | set(dir(builtins)))
         assert not taken, f"{path.name} redefines {taken}"
 
 
