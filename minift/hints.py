@@ -24,6 +24,13 @@ HINTS = {
         "difference: 2.0": "the padding is averaged in: attention_mask says which tokens are real",
         '"mean"': "padding is left out of the sum, but not of the count: divide by the number of real tokens",
         '"cls"': "column 0 may be padding, on the left: look for the first real token of each row"},
+    # the exact world
+    "test_the_worked_optimum": {
+        "0.866813": "the reference is left out: each answer keeps its weight ref, times exp(reward / beta)",
+        "0.661782": "rewards are multiplied by beta; a low price of KL must make them count more, so divide",
+        "3.69452": "not divided by Z: the probabilities must sum to 1"},
+    "test_best_of_n_by_brute_force": {
+        "": "ties: answers of equal reward share one level's probability, in proportion to ref"},
     # log-probabilities
     "test_logprobs_by_hand": {
         "": "the shift by one: logits[t - 1] speak about token t, so drop the last logits and the first token"},
