@@ -11,6 +11,26 @@ HINTS = {
     "test_ties_go_to_the_smaller_pair": {
         'b"xy": 3': "the counts of the words are not used: a pair in a word that occurs n times counts n times",
         "": "max() over counts alone: of equal counts it takes the first met, not the smaller pair"},
+    # masked language models and classifiers
+    "test_loss_of_a_worked_example": {
+        "1.7482": "a shift by one as in a decoder: here each place predicts itself",
+        "0.69314": "a mean over all places: only the selected ones count"},
+    "test_other_logits_do_not_matter": {
+        "changed.grad": "logits of places that nobody asks for are computed with (0 * NaN is NaN): pick the selected "
+                        "rows of logits first"},
+    "test_nothing_selected_is_zero": {
+        "nan": "a mean over nothing is 0 / 0: take the sum, and divide it by the count, but by 1 at least"},
+    "test_pooling_by_hand": {
+        "difference: 2.0": "the padding is averaged in: attention_mask says which tokens are real",
+        '"mean"': "padding is left out of the sum, but not of the count: divide by the number of real tokens",
+        '"cls"': "column 0 may be padding, on the left: look for the first real token of each row"},
+    # the exact world
+    "test_the_worked_optimum": {
+        "0.866813": "the reference is left out: each answer keeps its weight ref, times exp(reward / beta)",
+        "0.661782": "rewards are multiplied by beta; a low price of KL must make them count more, so divide",
+        "3.69452": "not divided by Z: the probabilities must sum to 1"},
+    "test_best_of_n_by_brute_force": {
+        "": "ties: answers of equal reward share one level's probability, in proportion to ref"},
     # log-probabilities
     "test_logprobs_by_hand": {
         "": "the shift by one: logits[t - 1] speak about token t, so drop the last logits and the first token"},
