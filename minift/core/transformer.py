@@ -39,10 +39,15 @@ class TransformerConfig:
     mlp: str = "swiglu"             # or "gelu" (exact), "gelu_tanh" (GPT-2's approximation)
     bias: bool = False              # additive biases in linear layers and LayerNorms
     dropout: float = 0.0            # share of activations set to zero while training
+    rope_scaling: tuple | None = None   # (factor, low, high, context) of attention.stretch, for long contexts
 
     def __post_init__(self):
         if self.n_kv_head is None:
             object.__setattr__(self, "n_kv_head", self.n_head)
+        if self.rope_scaling is not None:                            # JSON gives a list
+            object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))
+            if len(self.rope_scaling) != 4 or not 0 < self.rope_scaling[1] < self.rope_scaling[2]:
+                raise MiniftError(f"rope_scaling is {self.rope_scaling}; expected (factor, low, high, context)")
         for name in ("vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff", "n_kv_head"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
@@ -141,7 +146,8 @@ class Transformer(nn.Module):
         x = self.embed(input_ids)                                            # (B, T, D)
         angles = None
         if self.positions is None:
-            angles = rotary_angles(position_ids, self.config.d_head, self.config.rope_theta, x.dtype)
+            angles = rotary_angles(position_ids, self.config.d_head, self.config.rope_theta, x.dtype,
+                                   self.config.rope_scaling)
         else:
             x = x + self.positions(position_ids)
         if attention_mask is None and segment_ids is None and (past == 0 or T == 1):
