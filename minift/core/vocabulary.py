@@ -149,7 +149,8 @@ def make_bpe(ranks, special, pattern, eos_id, pad_id, template, bos):
     if eos_id not in names:
         raise Unreadable(f"its end token {eos_id!r} is not among its special tokens")
     if pad_id is None or pad_id == eos_id:
-        _, pad_id = min((("pad" not in name, i) for i, name in names.items() if i != eos_id), default=(None, 0))
+        others = [("pad" not in name, i) for i, name in names.items() if i != eos_id]
+        _, pad_id = min(others, default=(None, int(eos_id == 0)))            # at worst an ordinary token: masks decide
     chat = recognise(template, bos) if template else plain_format(names[eos_id])
     complete = all(bytes([byte]) in ranks for byte in range(256))
     return Tokenizer(ranks, special, pattern, kind="bpe" if complete else "bpe-lossy",

@@ -34,7 +34,7 @@ class Run:
     """A training run from its options to its result; the verbs call its methods in the order in which they stand."""
 
     def __init__(self, options, kind=LanguageModel):
-        """kind: what --model must be, a class of core.heads."""
+        """kind: what --model must be, a class of core.heads or several."""
         self.options, self.out, self.start = options, Path(options.out), time.time()
         self.state_path, self.metrics_path = self.out / "state.safetensors", self.out / "metrics.jsonl"
         self.device = pick_device(options.device)
