@@ -135,6 +135,28 @@ def test_rotary_keeps_length_and_sees_only_distance(rotary_angles=attention.rota
     assert max(products) - min(products) < 1e-9 and abs(products[0] - at(q, 0) @ at(k, 0)) > 1e-3
 
 
+def test_stretched_waves(stretch=attention.stretch, rotary_angles=attention.rotary_angles):
+    """Waves longer than context / low tokens become `factor` times as long, those shorter than context / high stay, and
+    in between the share kept grows evenly with the turns a wave makes; the angles are those of the longer waves."""
+    E, theta, (factor, low, high, context) = 64, 5e5, (8.0, 1.0, 4.0, 512.0)
+    frequency = torch.tensor([theta ** (-2 * i / E) for i in range(E // 2)], dtype=torch.float64)
+    found, kinds = stretch(frequency, factor, low, high, context), set()
+    for f, by in zip(frequency.tolist(), found.tolist()):
+        length = 2 * math.pi / f
+        if length > context / low or length < context / high:
+            expected, kind = (factor, "long") if length > context / low else (1.0, "short")
+        else:
+            kept = (context / length - low) / (high - low)
+            expected, kind = 1 / ((1 - kept) / factor + kept), "between"
+        kinds.add(kind)
+        assert by == pytest.approx(expected, rel=1e-9)
+    assert kinds == {"long", "between", "short"}
+    cos, sin = rotary_angles(torch.tensor([[37]]), E, theta, torch.float64, (factor, low, high, context))
+    angle = 37 * frequency / found
+    torch.testing.assert_close(cos[0, 0, 0], torch.cat((angle, angle)).cos(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(sin[0, 0, 0], torch.cat((angle, angle)).sin(), rtol=0, atol=1e-9)
+
+
 def test_rotary_angles_survive_half_precision(rotary_angles=attention.rotary_angles):
     """In bfloat16 the angle of position 999 is still worked out in float32: cos is off by a rounding, not by a turn."""
     cos, _ = rotary_angles(torch.tensor([[999]]), 2, 10000.0, torch.bfloat16)
@@ -341,6 +363,7 @@ def test_a_copy_is_apart(Transformer=transformer.Transformer):
     ({"positions": "none"}, "learned, rotary"), ({"mlp": "relu"}, "swiglu, gelu, gelu_tanh"),
     ({"dropout": 1.0}, "dropout is 1.0"),
     ({"dropout": -0.1}, "dropout is -0.1"), ({"norm_eps": 0.0}, "norm_eps"), ({"rope_theta": -1.0}, "rope_theta"),
+    ({"rope_scaling": (8.0, 4.0, 1.0, 8192)}, "rope_scaling"), ({"rope_scaling": (8.0,)}, "rope_scaling"),
 ])
 def test_impossible_configs_are_refused(wrong, says, Config=transformer.TransformerConfig):
     """A config that cannot be built is a MiniftError that names the number."""
