@@ -573,6 +573,7 @@ def short(line):
         "evaluate": "--max-new-tokens 8",
         "chat": "--max-new-tokens 8",
         "merge": "",
+        "export": "",
         "label": "",
         "check-data": "",
     }

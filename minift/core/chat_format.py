@@ -4,6 +4,7 @@ Models come with a Jinja template, a small program. Of those, minift knows ChatM
 recognised by what it writes about a few conversations, character by character. Left out: all others, tools, images.
 """
 
+import json
 from dataclasses import dataclass, replace
 
 # conversations that tell templates apart: with and without a system turn, several turns, white space at the ends
@@ -46,6 +47,22 @@ class ChatFormat:
         """The whole conversation as one string."""
         return "".join(text for text, _, _ in self.pieces(messages, add_generation_prompt))
 
+    def jinja(self):
+        """The same as a Jinja template, for programs that read those."""
+        def put(*texts):
+            return "{{ " + " ~ ".join(texts) + " }}"
+        quoted = {name: json.dumps(getattr(self, name)) for name in
+                  ("begin", "others_end", "end", "after", "system", "system_prefix")}
+        header = [json.dumps(part) for part in self.header.split("{role}")]
+        system = put(header[0], '"system"', header[1], quoted["system_prefix"], quoted["system"], quoted["others_end"])
+        said = "{% if messages[0].role != 'system' %}" + system + "{% endif %}" if self.system is not None else ""
+        text = "m.content" + " | trim" * self.strip
+        return (put(quoted["begin"]) + said + "{% for m in messages %}" + put(header[0], "m.role", header[1])
+                + "{% if m.role == 'system' %}" + put(quoted["system_prefix"]) + "{% endif %}" + put(f"({text})")
+                + "{% if m.role == 'assistant' %}" + put(quoted["end"], quoted["after"])
+                + "{% else %}" + put(quoted["others_end"]) + "{% endif %}{% endfor %}"
+                + "{% if add_generation_prompt %}" + put(header[0], '"assistant"', header[1]) + "{% endif %}")
+
 
 MINIFT = ChatFormat()
 CHATML = ChatFormat("<|im_start|>{role}\n", "<|im_end|>\n", "<|im_end|>", "\n")
@@ -64,7 +81,7 @@ def recognise(template, bos=""):
     """The ChatFormat that writes what a Jinja template writes, or None when minift has none. bos: a token's name."""
     wanted = [render(template, probe, prompt, bos) for probe, prompt in probes()]
     said = (wanted[0] or "").removeprefix("<|im_start|>system\n").partition("<|im_end|>")[0]
-    for known in (CHATML, replace(CHATML, system=said), LLAMA3, LLAMA31):
+    for known in (MINIFT, CHATML, replace(CHATML, system=said), LLAMA3, LLAMA31):
         if wanted == [known.text(probe, prompt) for probe, prompt in probes()]:
             return known
     return None

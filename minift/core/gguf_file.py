@@ -113,9 +113,9 @@ def read_gguf_sizes(fields, tensors, path):
             raise MiniftError("its rotary positions are of a kind that minift does not have")
         theta = shortest(sizes.get("rope.freq_base", 10000.0))
         config = TransformerConfig(
-            len(fields["tokenizer.ggml.tokens"]), sizes["context_length"], sizes["block_count"],
-            sizes["attention.head_count"], sizes["embedding_length"], sizes["feed_forward_length"],
-            n_kv_head=sizes.get("attention.head_count_kv"),
+            sizes.get("vocab_size") or len(fields["tokenizer.ggml.tokens"]), sizes["context_length"],
+            sizes["block_count"], sizes["attention.head_count"], sizes["embedding_length"],
+            sizes["feed_forward_length"], n_kv_head=sizes.get("attention.head_count_kv"),
             norm_eps=shortest(sizes["attention.layer_norm_rms_epsilon"]), rope_theta=theta,
             rope_scaling=scaling_of(tensors, d_head, theta))
     except KeyError as error:

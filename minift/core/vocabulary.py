@@ -17,6 +17,7 @@ GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 DIGITS = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"  # digit by digit, then GPT2
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
           r"|\s+(?!\S)|\s+")
+OWN_PATTERN = "minift.pattern"                                                  # in a .gguf file of ours
 PATTERNS = {"gpt-2": GPT2, "smollm": DIGITS, "llama-bpe": LLAMA3}               # llama.cpp's names
 ROLES = {"<pad>": "[PAD]", "<eos>": "[SEP]", "<cls>": "[CLS]", "<sep>": "[SEP]", "<mask>": "[MASK]"}
 
@@ -79,7 +80,9 @@ def from_json(folder, config):
 
 
 def from_gguf(fields):
-    """The Tokenizer in a .gguf file's metadata (name -> value); None, with a warning, when it works in another way."""
+    """The Tokenizer in a .gguf file's metadata (name -> value); None without one, or, with a warning, for another."""
+    if "tokenizer.ggml.model" not in fields:
+        return None
     try:
         want("tokenizer", fields, **{"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": tuple(PATTERNS)})
     except Unreadable as error:
@@ -91,7 +94,8 @@ def from_gguf(fields):
     merges = [merge.split(" ") for merge in fields["tokenizer.ggml.merges"]]
     bos = fields.get("tokenizer.ggml.bos_token_id")
     pre = fields["tokenizer.ggml.pre"]
-    return make_bpe(make_ranks(vocab, merges, special, pre == "llama-bpe"), special, PATTERNS[pre],
+    whole_pieces = pre == "llama-bpe" or OWN_PATTERN in fields
+    return make_bpe(make_ranks(vocab, merges, special, whole_pieces), special, fields.get(OWN_PATTERN, PATTERNS[pre]),
                     fields.get("tokenizer.ggml.eos_token_id"), fields.get("tokenizer.ggml.padding_token_id"),
                     fields.get("tokenizer.chat_template"), "" if bos is None else tokens[bos])
 
@@ -153,8 +157,8 @@ def make_bpe(ranks, special, pattern, eos_id, pad_id, template, bos):
         _, pad_id = min(others, default=(None, int(eos_id == 0)))            # at worst an ordinary token: masks decide
     chat = recognise(template, bos) if template else plain_format(names[eos_id])
     complete = all(bytes([byte]) in ranks for byte in range(256))
-    return Tokenizer(ranks, special, pattern, kind="bpe" if complete else "bpe-lossy",
-                     roles={"<pad>": pad_id, "<eos>": eos_id}, chat=chat)
+    roles = {role: i for role, i in (("<pad>", pad_id), ("<eos>", eos_id)) if special.get(role) != i}
+    return Tokenizer(ranks, special, pattern, kind="bpe" if complete else "bpe-lossy", roles=roles, chat=chat)
 
 
 def make_wordpiece(vocab, lower):

@@ -41,6 +41,8 @@ VERBS = {
     "merge": ("use.merge", "Write an adapter and its base as one plain model.",
               [f"sft {BASE} --data {SAMPLES}/messages.jsonl --lora 8 --out runs/adapter",
                "merge --model runs/adapter --out runs/merged"]),
+    "export": ("use.export", "Write a model as Hugging Face transformers reads it, or as a .gguf file.",
+               [f"export {BASE} --out runs/exported"]),
 }
 
 
@@ -148,9 +150,16 @@ def merge(sub, verb):
     add.overwrite(sub)
 
 
+def export(sub, verb):
+    add.model(sub)
+    sub.add_argument("--out", metavar="DIR", required=True, help="a new folder for the exported model")
+    add.flag(sub, "--gguf", "one .gguf file in 16 bits, for llama.cpp, instead (decoders only)")
+    add.overwrite(sub)
+
+
 ADD = {"tour": tour, "pretrain": pretrain, "mlm": encoder_options.mlm, "classify": encoder_options.classify, "sft": sft,
        "reward": sft, "ppo": ppo, "dpo": dpo, "check-data": check_data, "generate": generate, "evaluate": evaluate,
-       "chat": chat, "label": label_options.label, "merge": merge}
+       "chat": chat, "label": label_options.label, "merge": merge, "export": export}
 
 
 # ---- reading a command line ----
