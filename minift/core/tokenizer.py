@@ -93,6 +93,13 @@ class Tokenizer:
         special = {name: len(tokens) + i for i, name in enumerate(special_tokens)}
         return cls({token: i for i, token in enumerate(tokens)}, special)
 
+    def with_special(self, names):
+        """The same tokenizer with more special tokens, whose ids come last; the model needs resize_vocabulary."""
+        special = self.special | {name: self.vocab_size + i for i, name in enumerate(names)}
+        if len(special) < len(self.special) + len(names):
+            raise MiniftError(f"special tokens must be new and distinct; got {names}, there are {sorted(self.special)}")
+        return Tokenizer(self.ranks, special, self.pattern, kind=self.kind, roles=self.roles, chat=self.chat)
+
     @property
     def vocab_size(self):
         """One more than the highest id."""
@@ -119,7 +126,13 @@ class Tokenizer:
         if not isinstance(text, str):
             raise MiniftError(f"only a string can be encoded; got {type(text).__name__}")
         utf8(text)      # tiktoken would silently turn a lone surrogate into U+FFFD
-        return self._encode(text)
+        try:
+            return self._encode(text)
+        except BaseException as error:      # a crash inside of tiktoken is no Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            raise MiniftError("the text has a run of white space so long that this tokenizer's pattern cannot cut it; "
+                              "shorten it below 100,000 characters") from error
 
     def decode(self, ids, skip_special=False):
         """The text of some ids; special tokens appear as their names unless skipped; broken UTF-8 appears as U+FFFD."""

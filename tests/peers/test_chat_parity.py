@@ -67,13 +67,14 @@ def tokenizer_with(template):
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_same_string(name, recognise=chat_format.recognise):
-    """A recognised template and its format write the same characters, with and without the prompt for an answer."""
+    """A recognised template, its format, and the template that we write for it write the same characters."""
     found = recognise(TEMPLATES[name], BOS)
-    assert isinstance(found, ChatFormat)
+    assert isinstance(found, ChatFormat) and recognise(found.jinja(), BOS) == found
     for messages in conversations(300):
         prompt = messages[-1]["role"] == "user"
         for add in (False, True)[:1 + prompt]:
             assert found.text(messages, add) == jinja(TEMPLATES[name], messages, add)
+            assert found.text(messages, add) == jinja(found.jinja(), messages, add)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -90,6 +91,16 @@ def test_ids_spell_the_string_and_the_mask_the_answers(name, encode_chat=chat.en
         if messages[-1]["role"] == "assistant" and len(messages) > 1 + (messages[0]["role"] == "system"):
             prompt, _ = encode_chat(tokenizer, messages[:-1], add_generation_prompt=True)
             assert ids[:len(prompt)] == prompt and mask[len(prompt)] and not mask[len(prompt) - 1]
+
+
+def test_models_without_a_template(encode_chat=chat.encode_chat):
+    """A base model gets plain lines, made of tokens that it knows; its end token closes what it writes."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    plain = Tokenizer(ranks, {"</s>": 256}, roles={"<pad>": 0, "<eos>": 256}, chat=chat_format.plain_format("</s>"))
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
+    ids, mask = encode_chat(plain, messages)
+    assert plain.decode(ids) == "user:\nHi\nassistant:\nYo</s>\n" == jinja(plain.chat.jinja(), messages, False)
+    assert plain.decode(i for i, learned in zip(ids, mask) if learned) == "Yo</s>"
 
 
 def test_a_text_cannot_end_its_turn(encode_chat=chat.encode_chat):
