@@ -272,6 +272,7 @@ def test_a_name_on_the_hub(tmp_path, monkeypatch, load_pretrained=pretrained.loa
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MiniftError, match="pip install huggingface_hub"):
         load_pretrained("some-one/a.model")
+    fake_hub(monkeypatch, download)
     (tmp_path / "runs").mkdir()
     for name in ("runs/sft", "nothing", "a/b/c", "../x"):
         with pytest.raises(MiniftError, match="missing"):

@@ -77,11 +77,11 @@ def plain_format(eos):
     return ChatFormat("{role}:\n", "\n", eos, "\n")
 
 
-def recognise(template, bos=""):
-    """The ChatFormat that writes what a Jinja template writes, or None when minift has none. bos: a token's name."""
+def recognise(template, bos="", eos=""):
+    """The ChatFormat that writes what a Jinja template writes, or None: minift has none. bos, eos: names of tokens."""
     wanted = [render(template, probe, prompt, bos) for probe, prompt in probes()]
     said = (wanted[0] or "").removeprefix("<|im_start|>system\n").partition("<|im_end|>")[0]
-    for known in (MINIFT, CHATML, replace(CHATML, system=said), LLAMA3, LLAMA31):
+    for known in (MINIFT, CHATML, replace(CHATML, system=said), LLAMA3, LLAMA31, plain_format(eos)):
         if wanted == [known.text(probe, prompt) for probe, prompt in probes()]:
             return known
     return None

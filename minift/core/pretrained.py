@@ -117,7 +117,7 @@ def open_file(path):
     fields, tensors = open_gguf(path)
     config, tied = read_gguf_sizes(fields, tensors, path)
     tensors.pop(FREQUENCIES, None)                           # in the config now
-    return Opened(path, "gguf", config, tied, tensors, from_gguf(fields))
+    return Opened(path, "gguf", config, tied, tensors, from_gguf(fields, path))
 
 
 def open_tensors(path, family):

@@ -17,7 +17,7 @@ GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 DIGITS = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"  # digit by digit, then GPT2
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
           r"|\s+(?!\S)|\s+")
-OWN_PATTERN = "minift.pattern"                                                  # in a .gguf file of ours
+OWN_PATTERN = "minift.pattern"         # the regular expression, in a .gguf file of ours
 PATTERNS = {"gpt-2": GPT2, "smollm": DIGITS, "llama-bpe": LLAMA3}               # llama.cpp's names
 ROLES = {"<pad>": "[PAD]", "<eos>": "[SEP]", "<cls>": "[CLS]", "<sep>": "[SEP]", "<mask>": "[MASK]"}
 
@@ -35,9 +35,9 @@ def read_tokenizer(folder, config):
         if (folder / "tokenizer.json").exists():
             return from_json(folder, config)
         if (folder / "vocab.txt").exists():
-            lines = read_bytes(folder / "vocab.txt").decode("utf-8").splitlines()
+            lines = read_bytes(folder / "vocab.txt").decode("utf-8").removesuffix("\n").split("\n")
             lower = read_settings(folder).get("do_lower_case", True)
-            return make_wordpiece({token: i for i, token in enumerate(lines)}, lower)
+            return make_wordpiece({token.removesuffix("\r"): i for i, token in enumerate(lines)}, lower)
     except Unreadable as error:
         warnings.warn(f"{folder}: the model is opened without its tokenizer, because {error}", stacklevel=2)
     except (KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError) as error:
@@ -79,25 +79,30 @@ def from_json(folder, config):
                     template, names.get("bos_token") or "")
 
 
-def from_gguf(fields):
+def from_gguf(fields, where):
     """The Tokenizer in a .gguf file's metadata (name -> value); None without one, or, with a warning, for another."""
     if "tokenizer.ggml.model" not in fields:
         return None
     try:
-        want("tokenizer", fields, **{"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": tuple(PATTERNS)})
+        return from_fields({name.removeprefix("tokenizer."): value for name, value in fields.items()})
     except Unreadable as error:
-        warnings.warn(f"the model is opened without its tokenizer, because {error}", stacklevel=2)
-        return None
-    tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+        warnings.warn(f"{where}: the model is opened without its tokenizer, because {error}", stacklevel=2)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise MiniftError(f"the tokenizer in {where} is corrupted ({error!r}); download it again") from error
+    return None
+
+
+def from_fields(fields):
+    """The same, of fields named without the "tokenizer." before them."""
+    want("tokenizer", fields, **{"ggml.model": "gpt2", "ggml.pre": tuple(PATTERNS)})
+    tokens, kinds, pre = fields["ggml.tokens"], fields["ggml.token_type"], fields["ggml.pre"]
     special = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds)) if kind in (3, 4)}    # control, added
     vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds)) if kind == 1}
-    merges = [merge.split(" ") for merge in fields["tokenizer.ggml.merges"]]
-    bos = fields.get("tokenizer.ggml.bos_token_id")
-    pre = fields["tokenizer.ggml.pre"]
-    whole_pieces = pre == "llama-bpe" or OWN_PATTERN in fields
-    return make_bpe(make_ranks(vocab, merges, special, whole_pieces), special, fields.get(OWN_PATTERN, PATTERNS[pre]),
-                    fields.get("tokenizer.ggml.eos_token_id"), fields.get("tokenizer.ggml.padding_token_id"),
-                    fields.get("tokenizer.chat_template"), "" if bos is None else tokens[bos])
+    merges = [merge.split(" ") for merge in fields["ggml.merges"]]
+    ranks = make_ranks(vocab, merges, special, pre == "llama-bpe" or OWN_PATTERN in fields)
+    bos = fields.get("ggml.bos_token_id")
+    return make_bpe(ranks, special, fields.get(OWN_PATTERN, PATTERNS[pre]), fields.get("ggml.eos_token_id"),
+                    fields.get("ggml.padding_token_id"), fields.get("chat_template"), "" if bos is None else tokens[bos])
 
 
 def want(what, given, **known):
@@ -155,7 +160,7 @@ def make_bpe(ranks, special, pattern, eos_id, pad_id, template, bos):
     if pad_id is None or pad_id == eos_id:
         others = [("pad" not in name, i) for i, name in names.items() if i != eos_id]
         _, pad_id = min(others, default=(None, int(eos_id == 0)))            # at worst an ordinary token: masks decide
-    chat = recognise(template, bos) if template else plain_format(names[eos_id])
+    chat = recognise(template, bos, names[eos_id]) if template else plain_format(names[eos_id])
     complete = all(bytes([byte]) in ranks for byte in range(256))
     roles = {role: i for role, i in (("<pad>", pad_id), ("<eos>", eos_id)) if special.get(role) != i}
     return Tokenizer(ranks, special, pattern, kind="bpe" if complete else "bpe-lossy", roles=roles, chat=chat)

@@ -101,6 +101,7 @@ def test_models_without_a_template(encode_chat=chat.encode_chat):
     ids, mask = encode_chat(plain, messages)
     assert plain.decode(ids) == "user:\nHi\nassistant:\nYo</s>\n" == jinja(plain.chat.jinja(), messages, False)
     assert plain.decode(i for i, learned in zip(ids, mask) if learned) == "Yo</s>"
+    assert chat_format.recognise(plain.chat.jinja(), "", "</s>") == plain.chat
 
 
 def test_a_text_cannot_end_its_turn(encode_chat=chat.encode_chat):
@@ -139,7 +140,7 @@ def smollm2():
         fields, _ = open_gguf(locate("smollm2"))
     except MiniftError as error:
         pytest.skip(str(error))
-    return fields, vocabulary.from_gguf(fields)
+    return fields, vocabulary.from_gguf(fields, "x.gguf")
 
 
 def test_smollm2(smollm2, encode_chat=chat.encode_chat):

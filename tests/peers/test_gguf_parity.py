@@ -60,7 +60,7 @@ def tensors_of(made):
     return found
 
 
-def write(path, tensors, kind=KIND.F32, *, arch="llama", pre="gpt-2", blocks=None):
+def write(path, tensors, kind=KIND.F32, *, arch="llama", pre="gpt-2", blocks=None, merges=("t h", "th e")):
     """A .gguf file with these tensors, matrices in blocks of a kind. blocks: name -> (bytes of blocks, their kind)."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(64)
@@ -76,7 +76,7 @@ def write(path, tensors, kind=KIND.F32, *, arch="llama", pre="gpt-2", blocks=Non
     tokens = [*byte_tokens(), "th", "the", *(f"<|{i}|>" for i in range(4))]
     writer.add_token_list(tokens)
     writer.add_token_types([1] * 258 + [3] * 4)
-    writer.add_token_merges(["t h", "th e"])
+    writer.add_token_merges(list(merges))
     writer.add_bos_token_id(258)
     writer.add_eos_token_id(259)
     stored = {name: (array, KIND.F32) if array.ndim == 1 or kind == KIND.F32 else (gguf.quantize(array, kind), kind)
@@ -200,6 +200,15 @@ def test_an_unknown_way_of_cutting_text(tmp_path, load_pretrained=pretrained.loa
     with pytest.warns(UserWarning, match="qwen2"):
         _, tokenizer = load_pretrained(write(tmp_path / "x.gguf", tensors_of(model()), pre="qwen2"))
     assert tokenizer is None
+
+
+def test_a_vocabulary_out_of_order(tmp_path, load_pretrained=pretrained.load_pretrained):
+    """Merges that make no token are damage; merges in another order than the ids are a tokenizer of another kind."""
+    path = write(tmp_path / "x.gguf", tensors_of(model()), merges=["th e", "t h"])
+    with pytest.warns(UserWarning, match="order"):
+        assert load_pretrained(path)[1] is None
+    with pytest.raises(MiniftError, match="corrupted"):
+        load_pretrained(write(tmp_path / "y.gguf", tensors_of(model()), merges=["q q"]))
 
 
 def test_memory_of_smollm2():
