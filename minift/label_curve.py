@@ -23,9 +23,12 @@ from minift.methods.classify import train_classifier
 from minift.recipes import ENCODER, init_encoder
 
 SIZES = (16, 64, 256, 1024, 4096)
-WAYS = {"probe": SIZES, "full": SIZES, "scratch": SIZES, "bag of words": SIZES, "probe-then-full": (256, 1024)}
+WAYS = {"probe": SIZES, "full": SIZES, "scratch": SIZES, "bag of words": SIZES, "probe-then-full": (256, 1024),
+        "random encoder": SIZES, "shuffled labels": SIZES}
+DRAWN = ("probe", "full", "scratch", "bag of words", "probe-then-full", "random encoder")      # the others are chance
 STEPS = {16: 40, 64: 60, 256: 120, 1024: 200, 4096: 300}      # of training all parameters
 LR = {"full": 5e-4, "probe-then-full": 5e-4, "scratch": 1e-3}
+REGIME = {"scratch": "full", "random encoder": "probe", "shuffled labels": "probe"}
 N_TEST = 500
 
 
@@ -57,16 +60,22 @@ class Task:
                 for domain, examples in self.test.items()}
 
     def fit(self, way, n, steps=None):
-        """A classifier trained on the first n rows. The encoder that was given stays as it is."""
+        """A classifier trained on the first n rows. The encoder that was given stays as it is.
+
+        "random encoder": the probe on an encoder that has learned nothing; "shuffled labels": on labels of other rows.
+        """
         torch.manual_seed(self.seed)
+        train = self.train[:n]
         model = SequenceClassifier(Transformer(self.config), len(self.labels), labels=self.labels)
-        if way == "scratch":
+        if way in ("scratch", "random encoder"):
             init_encoder(model, ENCODER["init_std"])
         else:
             model.body.load_state_dict(self.encoder.state_dict())
-        batches = labelled_batches(self.train[:n], self.tokenizer.pad_id, 32 if n > 256 else 16, self.seed,
-                                   shuffle=True)
-        train_classifier(model, batches, "full" if way == "scratch" else way, steps=steps or STEPS.get(n, 200),
+        if way == "shuffled labels":
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed)).tolist()
+            train = [{**row, "label": train[i]["label"]} for row, i in zip(train, order)]
+        batches = labelled_batches(train, self.tokenizer.pad_id, 32 if n > 256 else 16, self.seed, shuffle=True)
+        train_classifier(model, batches, REGIME.get(way, way), steps=steps or STEPS.get(n, 200),
                          lr=LR.get(way, 1), weight_decay=0.01, progress=False)
         return model.eval()
 
@@ -121,13 +130,13 @@ def draw(path, curve):
     fig, axes = show.figure(len(DOMAINS), len(curve), width=4.4 * len(curve), height=7.4)
     for row, domain in zip(axes.reshape(len(DOMAINS), -1), DOMAINS):
         for axis, (name, ways) in zip(row, curve.items()):
-            series = {way: band(ways[way][domain]) for way in ways}
+            series = {way: band(ways[way][domain]) for way in DRAWN if way in ways}
             show.curves(axis, series, xlabel="labelled stories (log axis)", ylabel="accuracy",
                         title=f"{name}, tested on {domain}")
             log_labels(axis, SIZES)
             axis.axhline(1 / len(LABELS[name]), color="#777777", linewidth=1, linestyle=":", label="chance")
             axis.get_legend().remove()          # one for all pictures, where it hides nothing
-    fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, handlelength=3)
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, handlelength=3)
     show.save(fig, path)
 
 

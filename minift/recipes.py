@@ -1,12 +1,13 @@
 """Recipes: how the checkpoints that come with the repository were made, from nothing but a seed.
 
 `python -m minift pretrain --recipe base` repeats the decoder in data/base/, `mlm --recipe encoder` the encoder in
-data/encoder/. Each takes about an hour on one core.
+data/encoder/. Each takes an hour or two on one core. The decoder reads documents first, then mostly worksheets.
 """
 
 import hashlib
 import json
 import platform
+import random
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from minift.core.transformer import TransformerConfig
 from minift.datasets.batches import Batches, Windows, chunks, collate
 from minift.datasets.corpus import documents, stories
 from minift.datasets.labelled import statements
+from minift.datasets.practice import worksheets
 from minift.datasets.segments import collate_ids, encode_segments
 from minift.evaluation.masked import Bigrams, masked_accuracy
 from minift.evaluation.metrics import language_model_nll
@@ -29,7 +31,9 @@ from minift.methods.pretrain import make_pretrain_loss
 
 BASE = {"seed": 0, "steps": 2400, "batch_size": 32, "lr": 3e-3, "warmup": 150, "eval_every": 250,
         "n_documents": 175_000, "vocab_size": 2048,
-        "config": {"context_length": 256, "n_layer": 4, "n_head": 4, "d_model": 128, "d_ff": 344}}
+        "config": {"context_length": 256, "n_layer": 4, "n_head": 4, "d_model": 128, "d_ff": 344},
+        "practice": {"steps": 2000, "batch_size": 32, "lr": 3e-3, "warmup": 50, "n_worksheets": 62_000,
+                     "n_documents": 36_500}}
 
 ENCODER = {
     "seed": 0,
@@ -69,16 +73,28 @@ def pretrain_base(out, recipe=BASE, progress=True):
     """Train the decoder of data/base and write it to the folder `out`, with log.jsonl and manifest.json (returned)."""
     torch.manual_seed(recipe["seed"])
     tokenizer = base_tokenizer(recipe["seed"])
-    ids = join(tokenizer, documents(recipe["n_documents"], recipe["seed"]))
     model = LanguageModel(TransformerConfig(vocab_size=tokenizer.vocab_size, **recipe["config"]))
-    valid = {"stories": stories(200, recipe["seed"], "valid"), "documents": documents(200, recipe["seed"], "valid")}
-
-    def evaluate():
-        return {f"valid_{name}_loss": text_loss(model, tokenizer, texts) for name, texts in valid.items()}
-
-    windows = Windows(ids, recipe["config"]["context_length"], recipe["batch_size"], recipe["seed"])
     command = "python -m minift pretrain --recipe base --out data/base"
-    return make(out, command, recipe, model, tokenizer, windows, make_pretrain_loss(model), evaluate, progress)
+    return make(out, command, recipe, model, tokenizer, base_phases(tokenizer, recipe), make_pretrain_loss(model),
+                base_evaluation(model, tokenizer, recipe["seed"]), progress)
+
+
+def base_phases(tokenizer, recipe=BASE):
+    """The two phases of the base, (batches, settings): all kinds of documents, then worksheets among documents."""
+    seed, practice, length = recipe["seed"], recipe["practice"], recipe["config"]["context_length"]
+    texts = worksheets(practice["n_worksheets"], seed) + documents(practice["n_documents"], f"{seed}/practice")
+    random.Random(seed).shuffle(texts)
+    for settings, ids in ((recipe, join(tokenizer, documents(recipe["n_documents"], seed))),
+                          (practice, join(tokenizer, texts))):
+        yield Windows(ids, length, settings["batch_size"], seed), settings
+
+
+def base_evaluation(model, tokenizer, seed):
+    """evaluate() for `train`: the loss of unread stories, documents and worksheets."""
+    kinds = {"stories": stories, "documents": documents, "worksheets": worksheets}
+    valid = {name: [text for text in kind(200, seed, "valid") if len(tokenizer.encode(text)) < 256]
+             for name, kind in kinds.items()}
+    return lambda: {f"valid_{name}_loss": text_loss(model, tokenizer, texts) for name, texts in valid.items()}
 
 
 def encoder_rows(tokenizer, n, seed, split, context_length):
@@ -132,17 +148,21 @@ def pretrain_encoder(out, recipe=ENCODER, progress=True):
 
     batches = masked_batches(tokenizer, rows, recipe["batch_size"], recipe["seed"], recipe["hidden"])
     command = "python -m minift mlm --recipe encoder --out data/encoder"
-    return make(out, command, recipe, model, tokenizer, batches, make_mlm_loss(model), evaluate, progress,
+    return make(out, command, recipe, model, tokenizer, [(batches, recipe)], make_mlm_loss(model), evaluate, progress,
                 valid_accuracy_most_frequent_token=frequent, valid_accuracy_bigram=bigram)
 
 
-def make(out, command, recipe, model, tokenizer, batches, loss_fn, evaluate, progress, **facts):
-    """Train by a recipe; write the model, log.jsonl and manifest.json to the folder `out`. Returns the manifest."""
-    start, out = time.time(), Path(out)
-    history = train(model, batches, loss_fn, steps=recipe["steps"], lr=recipe["lr"], warmup=recipe["warmup"],
-                    evaluate=evaluate, eval_every=recipe["eval_every"], state_path=out.parent / f"{out.name}.state",
-                    save_every=recipe["eval_every"],
-                    name=out.name, progress=progress)
+def make(out, command, recipe, model, tokenizer, phases, loss_fn, evaluate, progress, **facts):
+    """Train by a recipe; write the model, log.jsonl and manifest.json to the folder `out`. Returns the manifest.
+
+    phases: (batches, {"steps", "lr", "warmup"}), one after the other, each with its own optimizer and schedule.
+    """
+    start, out, history = time.time(), Path(out), []
+    for batches, settings in phases:
+        rows = train(model, batches, loss_fn, steps=settings["steps"], lr=settings["lr"], warmup=settings["warmup"],
+                     evaluate=evaluate, eval_every=recipe["eval_every"], name=out.name, progress=progress,
+                     state_path=out.parent / f"{out.name}.state", save_every=recipe["eval_every"])
+        history += [{**row, "step": row["step"] + len(history)} for row in rows]
     save_model(model.eval(), tokenizer, out)
     rows = [row for row in history if row["step"] % 25 == 0 or row["step"] == 1]
     write_text(out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

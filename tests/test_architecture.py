@@ -21,10 +21,13 @@ ALLOWED = {
     "report": {"core", "pictures"},
     "baselines": {"core", "datasets", "evaluation", "methods"},
     "recipes": {"core", "datasets", "evaluation", "methods"},
+    "four_ways": {"core", "datasets", "evaluation", "methods", "four_ways", "show"},
     "label_curve": {"core", "datasets", "evaluation", "methods", "baselines", "recipes", "show"},
-    "jobs": {"core", "datasets", "evaluation", "methods", "jobs", "label", "baselines", "recipes", "show"},
-    "tour": {"core", "datasets", "evaluation", "methods", "tour", "baselines", "label_curve", "recipes", "show",
-             "report"},
+    "cluster_study": {"core", "datasets", "evaluation", "methods", "show", "report"},
+    "jobs": {"core", "datasets", "evaluation", "methods", "jobs", "label", "baselines", "cluster_study", "recipes",
+             "show"},
+    "tour": {"core", "datasets", "evaluation", "methods", "tour", "baselines", "cluster_study", "label_curve",
+             "recipes", "show", "report"},
     "__main__": {"jobs", "tour"},
 }
 

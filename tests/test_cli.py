@@ -575,6 +575,7 @@ def short(line):
         "merge": "",
         "export": "",
         "label": "",
+        "templates": "",
         "check-data": "",
     }
     return words + more.get(words[0], "--steps 2 --batch-size 4").split()

@@ -140,6 +140,20 @@ def test_the_common_subsequence_is_the_longest(rouge_l=metrics.rouge_l):
         )
 
 
+def test_long_texts_are_aligned_cell_by_cell(common_subsequence=metrics.common_subsequence):
+    """The bits of a row give what the dynamic programme gives cell by cell, for texts of up to 150 words, too."""
+    rng = random.Random(1)
+    for n_word in (1, 2, 5, 40):
+        a, b = ([rng.randrange(n_word) for _ in range(rng.randint(0, 150))] for _ in range(2))
+        row = [0] * (len(b) + 1)
+        for word in a:
+            above, row = row, [0]
+            for j, other in enumerate(b):
+                row.append(above[j] + 1 if word == other else max(row[j], above[j + 1]))
+        assert common_subsequence(a, b) == row[-1]
+    assert common_subsequence([], [1]) == common_subsequence([1], []) == 0
+
+
 def test_distinct_n_counts_repeated_phrases(distinct_n=metrics.distinct_n):
     """Different n-grams over all n-grams, within each text: "a b a b" has 2 of 4 words and 2 of 3 pairs."""
     assert distinct_n(["a b a b"], 1) == 0.5

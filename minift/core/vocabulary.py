@@ -100,9 +100,9 @@ def from_fields(fields):
     vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds)) if kind == 1}
     merges = [merge.split(" ") for merge in fields["ggml.merges"]]
     ranks = make_ranks(vocab, merges, special, pre == "llama-bpe" or OWN_PATTERN in fields)
-    bos = fields.get("ggml.bos_token_id")
+    bos = "" if fields.get("ggml.bos_token_id") is None else tokens[fields["ggml.bos_token_id"]]
     return make_bpe(ranks, special, fields.get(OWN_PATTERN, PATTERNS[pre]), fields.get("ggml.eos_token_id"),
-                    fields.get("ggml.padding_token_id"), fields.get("chat_template"), "" if bos is None else tokens[bos])
+                    fields.get("ggml.padding_token_id"), fields.get("chat_template"), bos)
 
 
 def want(what, given, **known):

@@ -122,14 +122,19 @@ def rouge_l(candidate, reference):
 
 
 def common_subsequence(a, b):
-    """The length of the longest common subsequence, by dynamic programming; row[j]: of a's words so far and b[:j]."""
-    row = [0] * (len(b) + 1)
-    for word in a:
-        previous = row
-        row = [0]
-        for j, other in enumerate(b):
-            row.append(previous[j] + 1 if word == other else max(row[j], previous[j + 1]))
-    return row[-1]
+    """The length of the longest common subsequence: Hyyrö 2004, "Bit-parallel LCS-length computation revisited".
+
+    The row of the dynamic programme over a is one integer: bit i is 0 where the length grows at a[i]. So a word of b
+    takes a few operations on whole rows, which for two stories is some forty times as fast as cell by cell.
+    """
+    places, full = {}, (1 << len(a)) - 1
+    for i, word in enumerate(a):
+        places[word] = places.get(word, 0) | 1 << i
+    row = full
+    for word in b:
+        kept = row & places.get(word, 0)
+        row = (row + kept | row - kept) & full
+    return len(a) - row.bit_count()
 
 
 def distinct_n(texts, n):

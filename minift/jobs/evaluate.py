@@ -26,6 +26,7 @@ from minift.jobs.data import find_files, read_rows
 from minift.jobs.encoders import encode_labelled_row, encode_preference, encode_text, messages_of
 from minift.jobs.examples import Tally, encode_row
 from minift.jobs.folders import check_out_file
+from minift.jobs.leave_out import leave_out
 from minift.jobs.models import check_tokenizers, open_kind, pick_device
 from minift.jobs.sampling import room_to_answer, write_answers
 from minift.methods.dpo import add_reference_logprobs
@@ -33,8 +34,12 @@ from minift.methods.dpo import add_reference_logprobs
 
 def evaluate(options):
     """Measure a model on rows of the forms that suit it; print the numbers, and write them to --out if given."""
+    if options.leave_one_cluster_out:
+        return leave_out(options)
     if options.out:
         check_out_file(options.out, options.overwrite)
+    if not options.data:
+        raise MiniftError("--data is missing; name the file that is to be measured on")
     files = find_files(options.data)
     model, tokenizer = open_kind(options.model, (LanguageModel, TokenScorer, SequenceClassifier), "evaluate")
     rows = read_rows(files, [form for form in MEASURES if (form == "label") == isinstance(model, SequenceClassifier)])

@@ -121,6 +121,21 @@ def length(sub):
     option(sub, "--max-new-tokens", "N", COUNT, None, "tokens of an answer at most (default 128, or what fits)")
 
 
+def clusters(text):
+    return text if text == "all" else COUNT(text)
+
+
+def folds(sub):
+    """The options of leaving one cluster out."""
+    flag(sub, "--leave-one-cluster-out", 'tune on all clusters but one, assess on that one: rows {"messages", "task", '
+         '"cluster"}; without --data, chats about the world')
+    sub.add_argument("--clusters", metavar="N", type=clusters, nargs="+", default=[1, 2, 4, "all"],
+                     help="numbers of clusters to tune on (default 1 2 4 all)")
+    sub.add_argument("--seeds", metavar="N", type=WHOLE, nargs="+", default=[0], help="of everything (default 0)")
+    option(sub, "--steps", "N", COUNT, 90, "of tuning, in each fold")
+    option(sub, "--lr", "X", POSITIVE, 5e-4, "of tuning")
+
+
 def sampling(sub):
     length(sub)
     option(sub, "--temperature", "X", NOT_NEGATIVE, 0.7, "0 is greedy, 1 the model's own probabilities")

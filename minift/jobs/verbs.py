@@ -34,8 +34,12 @@ VERBS = {
                  [f'generate {BASE} --raw --prompt "One sunny morning"',
                   f"generate {BASE} --data {SAMPLES}/prompts.jsonl --out runs/answers.jsonl"]),
     "evaluate": ("evaluate.evaluate", "Perplexity of texts, exact match of answers, accuracy on pairs and labels.",
-                 [f"evaluate {BASE} --data {SAMPLES}/completions.jsonl"]),
+                 [f"evaluate {BASE} --data {SAMPLES}/completions.jsonl",
+                  f"evaluate --leave-one-cluster-out {BASE} --data {SAMPLES}/tasks.jsonl --steps 5 --out runs/folds"]),
     "chat": ("use.chat", "Talk with a model; its words appear as they come. /quit ends it.", [f"chat {BASE}"]),
+    "templates": ("templates.templates", "Labelled rows become chats for sft, through a file of templates.",
+                  [f"templates --data {SAMPLES}/labels.jsonl --templates {SAMPLES}/templates.json "
+                   "--out runs/chats.jsonl"]),
     "label": ("label.label", "A page on which people compare answers, label texts, or write instructions.",
               label_options.EXAMPLES),
     "merge": ("use.merge", "Write an adapter and its base as one plain model.",
@@ -127,14 +131,15 @@ def generate(sub, verb):
 
 def evaluate(sub, verb):
     add.model(sub, "a language model, a reward model or a classifier; or an adapter folder")
-    add.data(sub, "texts, answers, pairs, labels; JSONL, .txt or .md")
+    add.data(sub, "texts, answers, pairs, labels; JSONL, .txt or .md", required=False)
     sub.add_argument("--reference", metavar="DIR", help="for pairs: what --model was trained from (implicit reward)")
     add.option(sub, "--show", "N", add.WHOLE, 0, "answers to show beside the expected ones")
     add.option(sub, "--batch-size", "N", add.COUNT, 32, "rows at a time")
-    sub.add_argument("--out", metavar="FILE", help="a JSON file for the numbers")
+    sub.add_argument("--out", metavar="PATH", help="a JSON file for the numbers; for the folds, a folder")
     add.length(sub)
     add.machine(sub, seed=False)
     add.overwrite(sub)
+    add.folds(sub)
 
 
 def chat(sub, verb):
@@ -142,6 +147,18 @@ def chat(sub, verb):
     sub.add_argument("--system", metavar="TEXT", help="a system turn to begin with")
     add.sampling(sub)
     add.machine(sub)
+
+
+def templates(sub, verb):
+    add.data(sub, 'JSONL rows with the templates\' fields; of "label annotate", the rows of all annotators')
+    sub.add_argument("--templates", metavar="FILE", required=True,
+                     help='JSON: {task: {"cluster", "templates": [{"instruction", "response"}, ...]}}')
+    sub.add_argument("--split", metavar="NAME", choices=("seen", "held-out"), default="seen",
+                     help="which templates: seen, or held-out, to test on (default seen)")
+    add.flag(sub, "--no-inverted", "leave out templates that ask for the text and give the label")
+    sub.add_argument("--out", metavar="FILE", required=True, help="the JSONL file for the chats")
+    add.option(sub, "--seed", "N", add.WHOLE, 0, "of which template a row gets")
+    add.overwrite(sub)
 
 
 def merge(sub, verb):
@@ -159,7 +176,7 @@ def export(sub, verb):
 
 ADD = {"tour": tour, "pretrain": pretrain, "mlm": encoder_options.mlm, "classify": encoder_options.classify, "sft": sft,
        "reward": sft, "ppo": ppo, "dpo": dpo, "check-data": check_data, "generate": generate, "evaluate": evaluate,
-       "chat": chat, "label": label_options.label, "merge": merge, "export": export}
+       "chat": chat, "templates": templates, "label": label_options.label, "merge": merge, "export": export}
 
 
 # ---- reading a command line ----

@@ -1,7 +1,7 @@
 """The main job: one model goes through every kind of fine-tuning, end to end, on the embedded world.
 
-Ten stages, each a function `stage(tour) -> Result` that trains for real, evaluates on held-out data and saves what the
-next ones need. The closing table, the pictures, every checkpoint and report.html go to one folder.
+Eleven stages, each a function `stage(tour) -> Result` that trains for real, evaluates on held-out data and saves what
+the next ones need. The closing table, the pictures, every checkpoint and report.html go to one folder.
 """
 
 import shutil
@@ -11,7 +11,7 @@ from pathlib import Path
 from minift import report, show
 from minift.core.files import write_json
 from minift.errors import MiniftError
-from minift.tour import adapt, align, encode, instruct, prefer
+from minift.tour import adapt, align, encode, instruct, prefer, unseen
 from minift.tour.common import Clock, Result, Settings, Tour, quick
 
 # name -> (stage, what the reader sees, seconds that it may take on two CPU cores, stages whose results it needs)
@@ -24,7 +24,8 @@ STAGES = {"base": (adapt.base, "1. The pretrained base", 3, ()),
           "ppo": (align.ppo, "7. RLHF with PPO", 78, ("reward",)),
           "dpo": (align.dpo, "8. Direct preference optimization", 52, ("preferences",)),
           "comparison": (align.compare, "9. Side by side", 14, ("ppo", "dpo")),
-          "encoder": (encode.encoder, "10. The encoder: masked words, and a head on frozen features", 45, ())}
+          "encoder": (encode.encoder, "10. The encoder: masked words, and a head on frozen features", 45, ()),
+          "clusters": (unseen.clusters, "11. A cluster of tasks that was never tuned on", 60, ())}
 COLUMNS = ("stage", "measure", "before", "after", "seconds", "budget")
 
 

@@ -51,13 +51,17 @@ class Settings:
     n_full_sizes: int = 2  # how many of these sizes train all parameters, too
     label_steps: int = 60  # of such a training
     n_labelled_test: int = 400
+    n_cluster_rows: int = 36 * 24  # chats of all the world's tasks, for the fold that withholds a cluster
+    cluster_steps: int = 90
+    cluster_lr: float = 5e-4
 
 
 def quick():
     """Settings under which every stage runs in seconds and none learns much."""
     return replace(Settings(), domain_steps=6, n_domain=60, n_valid=8, n_instructions=200, sft_steps=6, n_answers=16,
                    n_pairs=24, n_pairs_valid=8, reward_epochs=1, ppo_iterations=2, ppo_batch=8, dpo_epochs=1,
-                   n_prompts=8, story_tokens=96, label_sizes=(8, 16), n_full_sizes=1, label_steps=4, n_labelled_test=30)
+                   n_prompts=8, story_tokens=96, label_sizes=(8, 16), n_full_sizes=1, label_steps=4, n_labelled_test=30,
+                   n_cluster_rows=36 * 2, cluster_steps=2)
 
 
 @dataclass

@@ -129,6 +129,13 @@ def draw_comparison(tour, rows):
     show.save(fig, tour.picture("comparison"))
 
 
+def draw_blanks(tour, tokenizer, rows, masks):
+    """Some stories, with what the encoder puts in where whole words were hidden; those are what it learns from."""
+    fig, axes = show.figure(width=11, height=5)
+    show.draw_tokens(axes, tokenizer, rows, masks, title="Hidden words, learned: what stands there is the guess")
+    show.save(fig, tour.picture("encoder-blanks"))
+
+
 def draw_encoder(tour, curve, counts, labels):
     """Accuracy against the number of labels, four ways, and which classes the probe takes for which."""
     fig, axes = show.figure(1, 2, width=11, height=4.4)

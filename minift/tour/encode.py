@@ -23,7 +23,8 @@ def encoder(tour):
     torch.manual_seed(tour.seed)
     model, tokenizer = tour.load("pretrained encoder")
     filled = blank_measures(model, tokenizer, tour.seed, s.n_valid)
-    texts = fill_blanks(model, tokenizer, stories(3, tour.seed, "blanks"), tour.seed)
+    texts, *tokens = fill_blanks(model, tokenizer, stories(3, tour.seed, "blanks"), tour.seed)
+    draw.draw_blanks(tour, tokenizer, *tokens)
     task = Task(TASK, tour.seed, model.body, tokenizer, s.label_sizes[-1], s.n_labelled_test, ("stories",))
     curve, few = learning_curve(task, s), s.label_sizes[0]
     probe = task.fit("probe", s.label_sizes[1])      # with more labels there is little left to confuse
@@ -45,7 +46,7 @@ def encoder(tour):
          "after": curve["probe"][few]},
         texts=texts,
         rows=[{"labels": n, **{way: points.get(n) for way, points in curve.items()}} for n in s.label_sizes],
-        pictures=[tour.picture("encoder")],
+        pictures=[tour.picture("encoder-blanks"), tour.picture("encoder")],
     )
 
 
@@ -69,7 +70,10 @@ def blank_measures(model, tokenizer, seed, n):
 
 @torch.no_grad()
 def fill_blanks(model, tokenizer, texts, seed):
-    """[(label, text)]: whole words hidden, and each written as [the model's guess], or [guess, not the word]."""
+    """Hide whole words of some texts and let the model fill them in: (samples, rows of ids, masks of what was hidden).
+
+    samples: (label, text), where a filled blank is written as [the guess], or [the guess, not the word].
+    """
     batch = collate_ids([encode_segments(tokenizer, text)[0] for text in texts], tokenizer.pad_id)
     ids, special = batch["input_ids"], torch.isin(batch["input_ids"], torch.tensor(list(tokenizer.special.values())))
     words = word_ids(ids, letters_of(tokenizer))                             # (B, T)
@@ -85,7 +89,8 @@ def fill_blanks(model, tokenizer, texts, seed):
             right, guess = (tokenizer.decode(x[row][here].tolist()) for x in (ids, guesses))
             parts.append(right if not blanks[row][here].any() else marked(guess, right))
         found.append((f"filled blanks {row + 1}", "".join(parts)))
-    return found
+    real = batch["attention_mask"]
+    return found, [row[m] for row, m in zip(guesses, real)], [row[m] for row, m in zip(blanks, real)]
 
 
 def marked(guess, right):

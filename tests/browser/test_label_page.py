@@ -6,17 +6,20 @@ skipped, and says so.
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
 
+import clicks
 import pytest
+from test_jobs import save_tiny
 from test_label import CHAT, PAIRS, TEXTS, annotating, comparing, rows_of, serving, undecided, writing
 
+from minift.__main__ import main
+from minift.datasets.jsonl import write_jsonl
 from minift.label import record, tasks, work
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = clicks.CHROMIUM
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is missing: pip install -r tests/browser/requirements.txt")
 if not CHROMIUM:
@@ -24,8 +27,7 @@ if not CHROMIUM:
                 allow_module_level=True)
 expect = playwright.expect
 expect.set_options(timeout=10_000)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-         "--host-resolver-rules=MAP evil.example 127.0.0.1"]
+FLAGS = [*clicks.FLAGS, "--host-resolver-rules=MAP evil.example 127.0.0.1"]
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +254,27 @@ def test_two_people_in_turn(tmp_path, visit):
         count(ben, "5 of 24")
     people = [row["annotator"] for row in rows_of(out)]
     assert (people.count("Ada"), people.count("Ben")) == (3, 4) and undecided(out)[0]["annotator"] == "Ben"
+
+
+def liked(request, answer):
+    """How many words, four of them as one."""
+    return len(answer.split()) // 4
+
+
+def test_clicks_on_the_real_page_train_a_reward_model_and_a_policy(tmp_path, click=clicks.click):
+    """The command serves what a model wrote; a person who likes many words, read off the page, presses arrow keys, is
+    stopped and comes back; the file says what was liked, and `reward` and `dpo` train on it."""
+    model, prompts, out = save_tiny(tmp_path / "model"), tmp_path / "prompts.jsonl", tmp_path / "prefs.jsonl"
+    write_jsonl(prompts, [{"prompt": f"Story {i}?"} for i in range(12)])
+    for n in (5, 10):
+        with clicks.page_of("--model", model, "--prompts", prompts, "--out", out, "--max-new-tokens", 24) as page:
+            click(page, liked, n, noise=0, seed=0)
+        assert len(rows_of(out)) + len(undecided(out)) == n
+    assert rows_of(out) and all(liked("", row["chosen"]) > liked("", row["rejected"]) for row in rows_of(out))
+    assert undecided(out) and all(liked("", a) == liked("", b) for a, b in (row["answers"] for row in undecided(out)))
+    for verb in ("reward", "dpo"):
+        given = ["--model", str(model), "--data", str(out), "--out", str(tmp_path / verb)]
+        assert main([verb, *given, "--steps", "2"]) == 0
 
 
 # ---- hostile texts, strangers ----
