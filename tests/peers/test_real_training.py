@@ -54,16 +54,16 @@ def test_what_is_trained_is_learned(verb, name, few, tmp_path, run=run):
     """A few steps on two rows and the loss on these rows has fallen, from log 2 for pairs; the base is not saved."""
     real("smollm2")
     (tmp_path / "play.txt").write_text(PLAY, encoding="utf-8")
-    data = tmp_path / name if verb == "pretrain" else few(name, 2)
-    record = run(verb, *LORA, "2e-3", "--steps", 3, "--data", data, "--valid", few_copy(data), "--out", tmp_path / "out")
+    data, out = tmp_path / name if verb == "pretrain" else few(name, 2), tmp_path / "out"
+    record = run(verb, *LORA, "2e-3", "--steps", 3, "--data", data, "--valid", copy_of(data), "--out", out)
     before, after = (record[part]["valid_loss"] for part in ("before", "result"))
     assert after < 0.9 * before
     if verb == "dpo":
         assert before == pytest.approx(math.log(2), abs=1e-5)
-    assert sum(file.stat().st_size for file in (tmp_path / "out").iterdir()) < 4e6
+    assert sum(file.stat().st_size for file in out.iterdir()) < 4e6
 
 
-def few_copy(path):
+def copy_of(path):
     """The same rows in another file, as --valid must be one of its own."""
     copy = path.with_name(f"valid-{path.name}")
     copy.write_bytes(path.read_bytes())
@@ -74,7 +74,7 @@ def test_ppo_begins_at_its_reference(few, tmp_path, run=run):
     """With LoRA off the policy is the reference: before the first update their KL is 0."""
     real("smollm2")
     judge = tmp_path / "judge.py"
-    judge.write_text("def score(prompts, responses):\n    return [-len(text) for text in responses]\n", encoding="utf-8")
+    judge.write_text("def score(prompts, responses):\n    return list(map(len, responses))\n", encoding="utf-8")
     run("ppo", *LORA[:4], "--data", few("short.jsonl", 2), "--reward-fn", f"{judge}:score", "--iterations", 1,
         "--batch-size", 2, "--max-new-tokens", 4, "--out", tmp_path / "out")
     first = json.loads((tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
@@ -82,7 +82,7 @@ def test_ppo_begins_at_its_reference(few, tmp_path, run=run):
 
 
 def test_memory(few, tmp_path):
-    """The README's command for SFT, on rows of the usual length, has less than 4 GB of memory of its own at its peak."""
+    """The README's command for SFT, on rows of the usual length, needs less than 4 GB of memory at its peak."""
     real("smollm2")
     if not Path("/proc/self/status").exists():
         pytest.skip("the memory of a process is read from /proc, which only Linux has")
