@@ -107,7 +107,7 @@ def rate(sub, verb):
 
 def settle(options, model):
     """Fill in what was not given and depends on the size of the model: learning rate, batch, window of plain text."""
-    if options.lr is None:
+    if getattr(options, "lr", 0) is None:
         few = bool(options.lora) or getattr(options, "regime", "") == "freeze"
         options.lr = float(RATES[options.verb][2 * is_real(model) + few])
     for name, sizes in SIZES.items():

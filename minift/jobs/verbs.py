@@ -111,8 +111,8 @@ def ppo(sub, verb):
 def check_data(sub, verb):
     add.model(sub, "the model that will be trained: its tokenizer, context, speed")
     add.data(sub, "JSONL, .txt or .md files, or patterns")
-    add.option(sub, "--context", "N", add.COUNT, None, "tokens of a row at most (default: the model's context)")
-    add.option(sub, "--batch-size", "N", add.COUNT, 16, "for the estimates")
+    add.context(sub)
+    add.sized(sub, "--batch-size", "rows in a batch, for the estimates")
     add.option(sub, "--show", "N", add.WHOLE, 2, "rows of each form to show, coloured by what is learned")
     add.machine(sub, seed=False)
 
