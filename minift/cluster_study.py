@@ -24,6 +24,7 @@ from minift.methods.sft import encode_examples, make_sft_loss
 
 TEMPLATES = "data/instructions/templates.json"
 METRICS = {"exact_match": "exact match, and it stops", "rouge_l": "ROUGE-L", "rank": "rank classification"}
+BATCH_SIZE = 8      # rows of a step of tuning
 N_OPTIONS = 4       # of a rank classification at most: the right answer and others of the same task
 
 
@@ -38,7 +39,7 @@ def world_chats(n, seed, templates=TEMPLATES):
     return [{**row, "template": f"{row['task']}/{row['template']}", "scene": row["id"]} for row in rows]
 
 
-def tune(model, tokenizer, rows, *, steps, lr, batch_size=16, seed=0, **watch):
+def tune(model, tokenizer, rows, *, steps, lr, batch_size=BATCH_SIZE, seed=0, **watch):
     """Instruction-tune the model, in place, on some chats. watch: train's evaluate and eval_every."""
     chats = [encode_chat(tokenizer, row["messages"]) for row in rows]
     batches = Batches(encode_examples(chats, model.config.context_length), batch_size,

@@ -44,7 +44,8 @@ def test_the_worlds_chats_leak_nowhere(world_chats=cluster_study.world_chats):
     templates = read_templates(cluster_study.TEMPLATES)
     for row in rows:
         task, number = row["template"].split("/")
-        assert templates[task]["templates"][int(number) - 1]["response"] == "{answer}"
+        template = templates[task]["templates"][int(number) - 1]
+        assert template["response"] == "{answer}" and not template["inverted"]
 
 
 def test_learned_answers_are_right_and_others_are_not(assess=cluster_study.assess):
@@ -102,6 +103,16 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "parts" / "results.json").read_text(encoding="utf-8")) == json.loads(
         json.dumps(whole))
     assert (tmp_path / "parts" / "clusters.png").stat().st_size > 10_000
+
+
+def test_as_many_clusters_are_tuned_on_as_the_number_says(tmp_path, monkeypatch):
+    """0: nothing is tuned; 1: one cluster in each fold; "all": every one but the withheld."""
+    seen = []
+    monkeypatch.setattr(cluster_study, "tune", lambda model, tokenizer, rows, **_: seen.append(
+        {row["cluster"] for row in rows}))
+    study(tmp_path, numbers=(0, 1, "all"))
+    assert [len(names) for names in seen] == [1, 1, 1, 2, 2, 2]
+    assert seen[3:] == [{"lookup", "sentiment"}, {"counting", "sentiment"}, {"counting", "lookup"}]
 
 
 def test_folds_that_were_tuned_otherwise_are_not_mixed(tmp_path):

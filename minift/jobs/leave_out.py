@@ -12,7 +12,7 @@ from minift.jobs.folders import check_writable, command
 from minift.jobs.models import open_kind, pick_device
 from minift.jobs.sampling import room_to_answer
 
-N_ROWS = 36 * 40        # chats about the world, where there is no --data: 40 of each of its tasks
+N_ROWS = 36 * 24        # chats about the world, where there is no --data: 24 of each of its tasks
 
 
 def leave_out(options):
@@ -31,7 +31,7 @@ def leave_out(options):
     rows = read_chats(options.data, *open_base()) if options.data else None
     numbers = numbers_of_clusters(options.clusters, rows or cluster_study.world_chats(N_ROWS, 0))
     check_writable(Path(options.out) / "results.json.try")
-    settings = {"steps": options.steps, "lr": options.lr}
+    settings = {"steps": options.steps, "lr": options.lr, "batch_size": cluster_study.BATCH_SIZE}
     results = cluster_study.run(options.out, open_base, lambda seed: rows or cluster_study.world_chats(N_ROWS, seed),
                                 numbers=numbers, seeds=options.seeds, settings=settings, command=command(options.argv))
     cluster_study.print_tables(results)

@@ -1,46 +1,52 @@
 """Stage 4: instruction tuning; before it the model continues text, after it the model answers."""
 
+import random
+from pathlib import Path
+
 import torch
 
 from minift.core.checkpoint import save_model
 from minift.core.train import train
 from minift.datasets.batches import Batches, collate
 from minift.datasets.chat import encode_chat
+from minift.datasets.crowd import labelled_rows
+from minift.datasets.jsonl import read_jsonl
 from minift.datasets.preferences import sample_answers
 from minift.datasets.tasks import TASKS, WRITING, instructions
+from minift.datasets.templates import instantiate, read_templates
 from minift.evaluation.metrics import exact_match
 from minift.methods.sft import encode_examples, make_sft_loss
 from minift.tour import draw
 from minift.tour.common import Result
 
+INSTRUCTIONS = Path("data/instructions")
 READING = tuple(task for task in TASKS if task not in WRITING)
 MIXTURE = READING + WRITING * 6  # two in five examples ask for a story, which has many more tokens to get right
 
 
 def sft(tour):
-    """4. Supervised fine-tuning on chats of nine tasks; exact match on the eight with one right answer, held out."""
+    """4. Supervised fine-tuning on a mixture of instruction data; exact match on the eight reading tasks, held out."""
     s = tour.settings
     torch.manual_seed(tour.seed)
     model, tokenizer = tour.load("base")
     held_out = instructions(s.n_answers, tour.seed, "test", READING)
     before = ask_all(model, tokenizer, held_out, tour.seed)
-    chats = [
-        encode_chat(tokenizer, row["messages"]) for row in instructions(s.n_instructions, tour.seed, tasks=MIXTURE)
-    ]
+    rows = mixture(s.n_instructions, tour.seed)
+    chats = [encode_chat(tokenizer, row["messages"]) for row in rows]
     examples = encode_examples(chats, model.config.context_length)
     batches = Batches(examples, s.sft_batch, lambda rows: collate(rows, tokenizer.pad_id), seed=tour.seed)
     history = train(model, batches, make_sft_loss(model), steps=s.sft_steps, lr=s.sft_lr, name="sft")
     model.eval()
     save_model(model, tokenizer, tour.out / "sft")
     after = ask_all(model, tokenizer, held_out, tour.seed)
-    rows = [
+    table = [
         {"task": task, "cluster": TASKS[task][0], "base": score(before, held_out, task),
          "SFT": score(after, held_out, task)}
         for task in READING
     ]
     measures = {"exact_match_before": score(before, held_out), "exact_match": score(after, held_out),
                 "ends_with_eos": sum(answer.ended for answer in after) / len(after),
-                **{f"exact_match_{row['task']}": row["SFT"] for row in rows}}
+                **{f"exact_match_{row['task']}": row["SFT"] for row in table}}
     draw.draw_sft(tour, tokenizer, chats, history)
     texts = [
         (label, text)
@@ -55,9 +61,23 @@ def sft(tour):
         {"measure": "exact match, held out", "before": measures["exact_match_before"],
          "after": measures["exact_match"]},
         texts=texts,
-        rows=rows,
+        rows=table,
         pictures=[tour.picture("sft-mask"), tour.picture("sft")],
     )
+
+
+def mixture(n, seed):
+    """n chats, shuffled, of the ways of making instruction data: by people, a crowd, a language model, and templates.
+
+    Five in six come from templates, because they hold the tasks that are asked afterwards.
+    """
+    people, model = (read_jsonl(INSTRUCTIONS / name)[:n // share] for name, share in (("written.jsonl", 12),
+                                                                                       ("model.jsonl", 24)))
+    crowd = instantiate(labelled_rows(n // 24, seed)[0], read_templates(INSTRUCTIONS / "templates.json"), seed=seed,
+                        source="crowd", inverted=False)
+    rows = people + model + crowd
+    rows += instructions(n - len(rows), seed, tasks=MIXTURE)
+    return random.Random(seed).sample(rows, len(rows))
 
 
 def ask_all(model, tokenizer, rows, seed):
