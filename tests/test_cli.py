@@ -612,11 +612,33 @@ def short(line):
     return words + more.get(words[0], "--steps 2 --batch-size 4").split()
 
 
+def commands(text):
+    return [line.strip() for line in text.splitlines() if line.strip().startswith("python -m minift ")]
+
+
+def readme_parts():
+    """The README without its section on real models, and that section."""
+    before, _, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition("## On a real model\n")
+    section, _, after = rest.partition("\n## ")
+    return before + after, section
+
+
 def readme_lines():
-    lines = [line.strip() for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line.startswith("python -m minift ")]
     left_out = ("python -m minift tour", "python -m minift chat", "python -m minift pretrain --recipe")
-    return [line for line in lines if not line.startswith(left_out) and "plays/" not in line]
+    return [line for line in commands(readme_parts()[0]) if not line.startswith(left_out) and "plays/" not in line]
+
+
+def test_examples_with_real_models_are_commands():
+    """What the README runs on real models (tests/peers does it, with less of everything) is read without an error, its
+    data lie where it says, and what it opens was written by a line above."""
+    lines, made = commands(readme_parts()[1]), {"smollm2", "minilm"}
+    assert {line.split()[3] for line in lines} >= {"sft", "reward", "dpo", "ppo", "pretrain", "classify"}
+    for line in lines:
+        options = parse(shlex.split(line)[3:])
+        files = (getattr(options, "data", None) or []) + (getattr(options, "valid", None) or [])
+        assert all((ROOT / file).is_file() or file.startswith(("runs/plays/", "runs/reviews/")) for file in files), line
+        assert {options.model, getattr(options, "reward_model", None) or "smollm2"} <= made, line
+        made.add(getattr(options, "out", None))
 
 
 def test_examples_of_the_readme_run_as_they_stand(tmp_path, monkeypatch, capsys):
