@@ -58,6 +58,7 @@ def first_values(run, reward_model):
         model = copy.deepcopy(reward_model)
     else:
         model = zero_head(TokenScorer(copy.deepcopy(run.model.body)))
+    model.body.checkpointing = run.options.checkpointing
     return with_lora(model.requires_grad_(True), run.options.lora).eval().to(run.device)
 
 
