@@ -49,14 +49,21 @@ def watch():
 base = used()
 peak = [base]
 threading.Thread(target=watch, daemon=True).start()
+start = time.perf_counter()
 {work}
-print("peak", max(peak[0], used()) - base)
+print("measured", max(peak[0], used()) - base, time.perf_counter() - start)
 """
 
 
-def peak_while(before, work):
-    """Bytes of memory of its own (mapped files not counted) that a fresh Python needs for `work`, at its peak."""
+def measure(before, work):
+    """Bytes of memory of its own (mapped files not counted) that a fresh Python needs for `work`, and the seconds."""
     code = MEASURE.format(before=before, work=work)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False)
     assert run.returncode == 0, run.stderr
-    return int(run.stdout.split("peak")[-1])
+    peak, seconds = run.stdout.split("measured")[-1].split()
+    return int(peak), float(seconds)
+
+
+def peak_while(before, work):
+    """The bytes alone."""
+    return measure(before, work)[0]

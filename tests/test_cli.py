@@ -17,8 +17,10 @@ import pytest
 import torch
 from test_jobs import save_tiny, write
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from minift.__main__ import main
+from minift.core import transformer
 from minift.core.checkpoint import load_model, read_tensors
 from minift.core.heads import LanguageModel
 from minift.core.transformer import TransformerConfig
@@ -421,6 +423,19 @@ def test_resume_wants_the_same_run(tmp_path, capsys):
 
 
 # ---- using a model ----
+
+
+@pytest.mark.parametrize("verb", VERB_DATA)
+def test_checkpointing_reaches_every_block_and_changes_nothing(verb, tmp_path, monkeypatch):
+    """--checkpointing runs blocks a second time, of policy and value model alike; the weights come out the same."""
+    ran = []
+    monkeypatch.setattr(transformer, "checkpoint",
+                        lambda block, *args, **rest: ran.append(block) or checkpoint(block, *args, **rest))
+    words = train_command(verb, tmp_path, "plain")
+    assert call(*words) == 0 and not ran
+    words[words.index(tmp_path / "plain")] = tmp_path / "again"
+    assert call(*words, "--checkpointing") == 0 and len(set(ran)) == 1 + (verb == "ppo")
+    assert_same_bits(tmp_path / "plain" / "model.safetensors", tmp_path / "again" / "model.safetensors")
 
 
 def test_generate_answers_a_file(tmp_path, capsys):

@@ -87,6 +87,29 @@ def test_patterns_are_expanded_by_the_program(tmp_path, monkeypatch, find_files=
             find_files(bad)
 
 
+def test_answers_may_be_messages(tmp_path, read_rows=data.read_rows):
+    """TRL's conversational rows become the plain ones: an answer alone, or at the end of a whole conversation."""
+    question, said, other = ({"role": role, "content": text} for role, text in (
+        ("user", "Where?"), ("assistant", "Here."), ("assistant", "There.")))
+    forms = ("completion", "pair")
+    rows = read_rows([write(
+        tmp_path / "a.jsonl", {"prompt": [question], "completion": [said]},
+        {"prompt": [question], "chosen": [said], "rejected": [other]},
+        {"chosen": [question, said], "rejected": [question, other]},
+        {"prompt": "Where?", "chosen": [question, said], "rejected": [question, other]})], forms)
+    pair = {"prompt": [question], "chosen": "Here.", "rejected": "There."}
+    assert [row.values for row in rows] == [{"prompt": [question], "completion": "Here."}, pair, pair, pair]
+    assert [row.form for row in rows] == ["completion", "pair", "pair", "pair"]
+    for bad, sign in (({"prompt": "a", "completion": [question]}, "'completion'.*assistant"),
+                      ({"prompt": "a", "chosen": [], "rejected": "b"}, "'chosen'.*assistant"),
+                      ({"chosen": [question, said], "rejected": [said, question, said]}, ".*the same up to")):
+        with pytest.raises(MiniftError, match=f"b.jsonl:1: {sign}"):
+            read_rows([write(tmp_path / "b.jsonl", bad)], forms)
+    row, = read_rows([write(tmp_path / "c.jsonl", {"prompt": "a", "completion": "b", "label": False})], forms)
+    with pytest.raises(MiniftError, match="c.jsonl:1: 'label' is false"):
+        encoders.messages_of(row)
+
+
 def test_rows_know_their_line(tmp_path, read_rows=data.read_rows):
     """BOM, CRLF and blank lines are fine, U+2028 ends no line, and every row remembers PATH:LINE and its form."""
     raw = b'\xef\xbb\xbf{"text": "one"}\r\n\r\n{"prompt": "a\xe2\x80\xa8b", "completion": "c"}\n  \n{"prompt": "p"}'
@@ -469,7 +492,7 @@ def test_values_begin_where_they_should(known, lora, first_values=rl.first_value
     training the values changes neither model that it was made from."""
     policy, judge, ids = make_model(), make_model("TokenScorer", seed=1, norm_eps=1e-5 if known else 1e-6), IDS
     before = [policy(ids), judge(ids)]
-    stub = SimpleNamespace(model=policy, options=SimpleNamespace(lora=lora), device=torch.device("cpu"))
+    stub = SimpleNamespace(model=policy, options=SimpleNamespace(lora=lora, checkpointing=False), device=torch.device("cpu"))
     values = first_values(stub, judge)
     assert torch.equal(values(ids), before[1] if known else torch.zeros(ids.shape))
     source = {parameter.data_ptr() for parameter in (judge if known else policy).parameters()}

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -323,6 +324,30 @@ def test_dropout_is_for_training_only(Transformer=transformer.Transformer):
     assert not torch.equal(wet(input_ids), wet(input_ids))                   # and so is the embedding
     dry = make(LLAMA, Transformer)
     assert torch.equal(dry.train()(input_ids), dry.eval()(input_ids))
+
+
+@FAMILIES
+def test_checkpointing_changes_memory_only(config, Transformer=transformer.Transformer):
+    """Each block runs twice, less is kept for the backward pass, and loss and gradients are bit for bit the same,
+    with dropout, padding, and a frozen embedding under weights that are trained."""
+    ids, mask, found = ids_of(3, 12), torch.ones(3, 12, dtype=torch.bool), []
+    mask[0, 9:] = False
+    for checkpointing in (False, True):
+        model = make(replace(config, dropout=0.3), Transformer).train()
+        model.embed.requires_grad_(False)
+        model.checkpointing, runs, kept = checkpointing, [], []
+        model.layers[0].mlp.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        torch.manual_seed(5)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x):
+            loss = model(ids, mask)[mask].square().mean()
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
+        assert len(runs) == 1 + checkpointing
+        found[-1].append(sum(kept))
+    *plain, kept_plain = found[0]
+    *again, kept_again = found[1]
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True)) and len(plain) > 10
+    assert 4 * kept_again < kept_plain
 
 
 def test_initialisation(Transformer=transformer.Transformer):

@@ -65,6 +65,7 @@ def first_values(run, reward_model):
         model.score.load_state_dict(reward_model.score.state_dict())
     else:
         zero_head(model)
+    model.body.checkpointing = run.options.checkpointing
     return with_lora(model.requires_grad_(True), run.options.lora).eval().to(run.device)
 
 

@@ -27,7 +27,7 @@ from minift.jobs.models import context_of, is_adapter, open_kind, open_model, pi
 from minift.jobs.options import settle
 from minift.methods.lora import add_lora, load_adapter, save_adapter
 
-MAY_DIFFER = ("resume", "overwrite", "device", "argv", "job")       # options that may change when a run goes on
+MAY_DIFFER = ("resume", "overwrite", "device", "checkpointing", "argv", "job")  # options that may change on the way
 ALPHA = 2       # LoRA's alpha / rank
 
 
@@ -74,6 +74,7 @@ class Run:
     def set_model(self, model):
         """The model to train, on the device; with --lora an adapter around it (a new score head is trained besides)."""
         self.model = with_lora(model, self.options.lora).to(self.device)
+        self.model.body.checkpointing = self.options.checkpointing
         n_all = sum(p.numel() for p in model.parameters())
         n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.record["parameters"] = {"all": n_all, "trained": n_trained}
