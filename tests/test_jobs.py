@@ -492,7 +492,8 @@ def test_values_begin_where_they_should(known, lora, first_values=rl.first_value
     training the values changes neither model that it was made from."""
     policy, judge, ids = make_model(), make_model("TokenScorer", seed=1, norm_eps=1e-5 if known else 1e-6), IDS
     before = [policy(ids), judge(ids)]
-    stub = SimpleNamespace(model=policy, options=SimpleNamespace(lora=lora, checkpointing=False), device=torch.device("cpu"))
+    chosen = SimpleNamespace(lora=lora, checkpointing=False)
+    stub = SimpleNamespace(model=policy, options=chosen, device=torch.device("cpu"))
     values = first_values(stub, judge)
     assert torch.equal(values(ids), before[1] if known else torch.zeros(ids.shape))
     source = {parameter.data_ptr() for parameter in (judge if known else policy).parameters()}
