@@ -363,7 +363,7 @@ def test_a_model_that_knows_nothing_has_a_perplexity_of_v(text_measures=evaluate
     model, tokenizer = make_model(), make_tokenizer()
     torch.nn.init.zeros_(model.head.weight)
     rows = as_rows({"text": WORDS * 4}, {"text": "fox"})
-    found = text_measures(model, tokenizer, rows, SimpleNamespace(batch_size=3))
+    found = text_measures(model, tokenizer, rows, SimpleNamespace(batch_size=3, context=None))
     n = sum(len(tokenizer.encode(row.values["text"])) for row in rows)
     assert found["tokens"] == n and found["perplexity"] == pytest.approx(300, rel=1e-5)
 
@@ -418,7 +418,7 @@ def test_pairs_are_judged_by_what_the_model_is(monkeypatch, pair_measures=evalua
         return model(ids[None])[0].log_softmax(-1)[:-1].gather(1, ids[1:, None])[-n:].sum().item()
 
     gaps = [logprob("fox", row.values["chosen"]) - logprob("fox", row.values["rejected"]) for row in rows]
-    found = pair_measures(model, tokenizer, rows, SimpleNamespace(batch_size=2, reference=None))
+    found = pair_measures(model, tokenizer, rows, SimpleNamespace(batch_size=2, context=None, reference=None))
     assert found["gap"] == pytest.approx(sum(gaps) / 2, abs=1e-4)
     assert found["logprob_accuracy"] == sum(gap > 0 for gap in gaps) / 2
 
