@@ -63,7 +63,33 @@ HINTS = {
     "test_dropout_is_on_the_branch_only": {"": "dropout is for the branch's input; the weight must see all of x"},
     "test_without_lora_is_the_base_exactly": {
         "assert torch.equal(model(IDS), base)": "nested blocks: the inner one must put back what it found, not True"},
+    # instruction tuning
+    "test_the_template_by_hand": {
+        "[0, 0, 0, 0, 0, 0, 1, 1, 0": "the <eos> behind an answer is the model's own: it must be learned too",
+        "[0, 0, 0, 0, 0, 1": "the marker <assistant> is put there by the program; it is not learned"},
+    "test_loss_of_the_worked_example": {
+        "1.69172": "the shift by one: logits[t - 1] speak about label t",
+        "0.575646": "divided by all positions instead of by the learned ones"},
+    "test_every_token_counts_the_same": {
+        "1.5": "a mean of the responses' means: a token of a short response counts more; one mean over all tokens"},
+    "test_nothing_to_learn_is_zero": {"nan": "a mean over nothing is 0 / 0: with no label to learn the loss is 0"},
+    # instruction data
+    "test_rouge_l_by_hand": {"": "an F1 score: 2 LCS / (words + words), of words(text), and 0 where one has no word"},
+    "test_the_common_subsequence_is_the_longest": {
+        "": "words in the same order, but not necessarily side by side: a table over both texts, row by row"},
+    "test_simulated_annotators_err_as_planned": {
+        "": "the row of the matrix belongs to the right label, the column to what is said; draw from the seed"},
+    "test_annotators_do_not_copy_one_another": {
+        "": "one random generator for all annotators: started anew for each, they err on the same items"},
     # preferences
+    "test_annotators_err_as_often_as_bradley_terry_says": {
+        "": "sigmoid of (first - second) / noise: the sign, or a product with the noise instead of a quotient"},
+    "test_kappa_of_known_tables": {
+        "": "chance comes from both annotators' frequencies: the sum over labels of their product"},
+    "test_kappa_leaves_out_what_one_did_not_rate": {"": "None is no label: drop these items before counting anything"},
+    "test_the_batch_loss_reads_each_answer_at_its_last_token": {
+        "": "attention_mask does not reach last_scores, so padding is read"},
+    "test_a_tie_is_no_win": {"": "accuracy counts chosen strictly above rejected"},
     "test_known_losses": {"1.31326": "the sign: the loss has to fall as chosen minus rejected grows"},
     "test_win_rate_counts_ties_half": {"": "a tie counts half, and scores that are no numbers are refused"},
 }

@@ -7,6 +7,7 @@ import tiktoken
 
 from minift.core import tokenizer as tk
 from minift.core.tokenizer import DEFAULT_SPECIAL, Tokenizer
+from minift.core.vocabulary import GPT2
 from minift.errors import MiniftError
 
 N_SPECIAL = len(DEFAULT_SPECIAL)
@@ -306,3 +307,23 @@ def test_a_tokenizer_file_with_impossible_contents_is_refused(tmp_path, change, 
     file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **change}), encoding="utf-8")
     with pytest.raises(MiniftError, match="t.json"):
         Tokenizer.load(file)
+
+
+def test_more_special_tokens(Tokenizer=Tokenizer):
+    """New ones come last, text still never becomes one, all else stays; a name that is there already is refused."""
+    old = Tokenizer.train(["the cat the cat"], 256 + 3 + len(tk.DEFAULT_SPECIAL))
+    new = old.with_special(["<tool>", "<end of tool>"])
+    assert [new.special["<tool>"], new.special["<end of tool>"]] == [old.vocab_size, old.vocab_size + 1]
+    assert new.encode("the <tool> cat") == old.encode("the <tool> cat") and new.pad_id == old.pad_id
+    assert new.decode([*old.encode("a"), new.special["<tool>"]]) == "a<tool>"
+    for names in (["<eos>"], ["<a>", "<a>"]):
+        with pytest.raises(MiniftError, match="distinct"):
+            old.with_special(names)
+
+
+def test_a_crash_of_the_matcher_is_one_sentence(Tokenizer=Tokenizer):
+    """GPT-2's look-ahead over two million spaces is too much for it: MiniftError, and the next text is encoded."""
+    tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)}, {}, GPT2)
+    with pytest.raises(MiniftError, match="white space"):
+        tokenizer.encode("a" + " " * 2_000_000 + "b")
+    assert tokenizer.encode("a  b") == [97, 32, 32, 98]

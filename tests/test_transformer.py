@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,6 +134,28 @@ def test_rotary_keeps_length_and_sees_only_distance(rotary_angles=attention.rota
     assert abs(at(q, 17).norm() - q.norm()) < 1e-9
     products = [at(q, n + 5) @ at(k, n) for n in (0, 1, 10, 100)]
     assert max(products) - min(products) < 1e-9 and abs(products[0] - at(q, 0) @ at(k, 0)) > 1e-3
+
+
+def test_stretched_waves(stretch=attention.stretch, rotary_angles=attention.rotary_angles):
+    """Waves longer than context / low tokens become `factor` times as long, those shorter than context / high stay, and
+    in between the share kept grows evenly with the turns a wave makes; the angles are those of the longer waves."""
+    E, theta, (factor, low, high, context) = 64, 5e5, (8.0, 1.0, 4.0, 512.0)
+    frequency = torch.tensor([theta ** (-2 * i / E) for i in range(E // 2)], dtype=torch.float64)
+    found, kinds = stretch(frequency, factor, low, high, context), set()
+    for f, by in zip(frequency.tolist(), found.tolist()):
+        length = 2 * math.pi / f
+        if length > context / low or length < context / high:
+            expected, kind = (factor, "long") if length > context / low else (1.0, "short")
+        else:
+            kept = (context / length - low) / (high - low)
+            expected, kind = 1 / ((1 - kept) / factor + kept), "between"
+        kinds.add(kind)
+        assert by == pytest.approx(expected, rel=1e-9)
+    assert kinds == {"long", "between", "short"}
+    cos, sin = rotary_angles(torch.tensor([[37]]), E, theta, torch.float64, (factor, low, high, context))
+    angle = 37 * frequency / found
+    torch.testing.assert_close(cos[0, 0, 0], torch.cat((angle, angle)).cos(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(sin[0, 0, 0], torch.cat((angle, angle)).sin(), rtol=0, atol=1e-9)
 
 
 def test_rotary_angles_survive_half_precision(rotary_angles=attention.rotary_angles):
@@ -321,6 +344,30 @@ def test_dropout_is_for_training_only(Transformer=transformer.Transformer):
     assert torch.equal(dry.train()(input_ids), dry.eval()(input_ids))
 
 
+@FAMILIES
+def test_checkpointing_changes_memory_only(config, Transformer=transformer.Transformer):
+    """Each block runs twice, less is kept for the backward pass, and loss and gradients are bit for bit the same,
+    with dropout, padding, and a frozen embedding under weights that are trained."""
+    ids, mask, found = ids_of(3, 12), torch.ones(3, 12, dtype=torch.bool), []
+    mask[0, 9:] = False
+    for checkpointing in (False, True):
+        model = make(replace(config, dropout=0.3), Transformer).train()
+        model.embed.requires_grad_(False)
+        model.checkpointing, runs, kept = checkpointing, [], []
+        model.layers[0].mlp.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        torch.manual_seed(5)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x):
+            loss = model(ids, mask)[mask].square().mean()
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
+        assert len(runs) == 1 + checkpointing
+        found[-1].append(sum(kept))
+    *plain, kept_plain = found[0]
+    *again, kept_again = found[1]
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True)) and len(plain) > 10
+    assert 4 * kept_again < kept_plain
+
+
 def test_initialisation(Transformer=transformer.Transformer):
     """Weights have std 0.02, the two projections into the stream 0.02 / sqrt(2 n_layer); biases are 0."""
     torch.manual_seed(0)
@@ -359,6 +406,7 @@ def test_a_copy_is_apart(Transformer=transformer.Transformer):
     ({"positions": "none"}, "learned, rotary"), ({"mlp": "relu"}, "swiglu, gelu, gelu_tanh"),
     ({"dropout": 1.0}, "dropout is 1.0"),
     ({"dropout": -0.1}, "dropout is -0.1"), ({"norm_eps": 0.0}, "norm_eps"), ({"rope_theta": -1.0}, "rope_theta"),
+    ({"rope_scaling": (8.0, 4.0, 1.0, 8192)}, "rope_scaling"), ({"rope_scaling": (8.0,)}, "rope_scaling"),
 ])
 def test_impossible_configs_are_refused(wrong, says, Config=transformer.TransformerConfig):
     """A config that cannot be built is a MiniftError that names the number."""

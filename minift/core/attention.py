@@ -1,9 +1,10 @@
 """Attention: which token looks at which, how far apart they are, and the cache that keeps what was already seen.
 
 Vaswani et al. 2017, "Attention Is All You Need", eq. 1; rotary positions: Su et al. 2021, "RoFormer", eq. 34, in the
-half-split form of Llama; grouped queries: Ainslie et al. 2023. Left out: sliding windows, cross-attention, scaling.
+half-split form of Llama; grouped queries: Ainslie et al. 2023. Left out: sliding windows, cross-attention, YaRN.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -67,13 +68,27 @@ class Attention(nn.Module):
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))            # (B, T, D)
 
 
-def rotary_angles(position_ids, d_head, theta, dtype=torch.float32):
+def rotary_angles(position_ids, d_head, theta, dtype=torch.float32, scaling=None):
     """cos and sin of position / theta^(2i/E), each (B, T, 1, E); worked out in at least float32, given in `dtype`."""
     precise = torch.promote_types(dtype, torch.float32)
     even = torch.arange(0, d_head, 2, device=position_ids.device).to(precise)          # (E/2,) 2i
-    angle = position_ids[:, :, None, None].to(precise) * (1.0 / theta ** (even / d_head))    # (B, T, 1, E/2)
+    frequency = 1.0 / theta ** (even / d_head)                                         # (E/2,) radians a token
+    if scaling is not None:
+        frequency = frequency / stretch(frequency, *scaling)
+    angle = position_ids[:, :, None, None].to(precise) * frequency                     # (B, T, 1, E/2)
     angle = torch.cat((angle, angle), dim=-1)                                          # (B, T, 1, E)
     return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def stretch(frequency, factor, low, high, context):
+    """By how much each wave is lengthened, (E/2,), so that a model trained on `context` tokens can read more.
+
+    Waves longer than context / low tokens: by `factor`; shorter than context / high: not at all; smooth in between
+    (the published code of Llama 3.1).
+    """
+    turns = context * frequency / (2 * math.pi)                              # how often a wave turns in the context
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return 1 / (kept + (1 - kept) / factor)
 
 
 def rotate(x, cos, sin):

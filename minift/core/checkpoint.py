@@ -1,8 +1,8 @@
 """A model on disk: a folder with config.json, model.safetensors and tokenizer.json, checked when it is opened.
 
 A damaged or mixed-up folder would not fail, it would compute wrong numbers. So model.safetensors repeats the
-configuration and the tokenizer's hash, and names, shapes, types and values are checked one by one. Left out: folders of
-other programs.
+configuration and the tokenizer's hash, and names, shapes, types and values are checked one by one. Models of other
+programs are opened by pretrained.py.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ import torch
 
 from minift.core import files
 from minift.core.files import read_json, read_tensors, write_json, write_tensors, write_text
-from minift.core.heads import LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer
+from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer
 from minift.core.tokenizer import Tokenizer
 from minift.core.transformer import Transformer, TransformerConfig
 from minift.errors import MiniftError
 
-KINDS = (LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer)
+KINDS = (LanguageModel, MaskedLanguageModel, Encoder, SequenceClassifier, TokenScorer)
 __all__ = ["fingerprint", "load_model", "plain_state_dict", "read_tensors", "save_model", "write_json", "write_tensors",
            "write_text"]
 
@@ -107,9 +107,13 @@ def describe(model):
 def load_model(path):
     """Open a model folder: (model, tokenizer), float32 on the CPU, in evaluation mode; tokenizer None if saved without.
 
-    Raises MiniftError when a file is missing, damaged, of a newer version, or does not belong to the others.
+    Whatever load_pretrained knows (a Hugging Face folder, a .gguf file, a name) is opened as well. Raises MiniftError
+    when a file is missing, damaged, of a newer version, or does not belong to the others.
     """
     path = Path(path)
+    if is_foreign(path):
+        from minift.core.pretrained import load_pretrained  # which imports this module
+        return load_pretrained(path)
     config = read_config(path)
     tensors, metadata = read_tensors(path / "model.safetensors")
     if metadata.get("config") != config:
@@ -126,19 +130,24 @@ def load_model(path):
     return model.eval(), tokenizer
 
 
+def is_foreign(path):
+    """Whether a path is one for load_pretrained: no folder here, a .gguf file, or a Hugging Face config.json."""
+    if not (path / "config.json").is_file():
+        return not path.exists() or path.suffix == ".gguf"
+    config = read_json(path / "config.json")
+    return isinstance(config, dict) and ("model_type" in config or "architectures" in config)
+
+
 def read_config(path):
     """config.json of a model folder, checked; MiniftError says what the folder is instead."""
     file = path / "config.json"
     if not path.is_dir():
-        raise MiniftError(f"{path} is {'a file' if path.exists() else 'missing'}; expected the folder of a model")
+        raise MiniftError(f"{path} is a file; expected the folder of a model, or a .gguf file")
     if not file.exists():
         raise MiniftError(f"{path} has no config.json, so it is not the folder of a model")
     config = read_json(file)
     if not isinstance(config, dict):
         raise MiniftError(f"{file} is corrupted: expected an object")
-    if "model_type" in config or "architectures" in config:
-        raise MiniftError(f"{path} is a Hugging Face model, which this version of minift cannot open yet; "
-                          "give it a folder that minift saved")
     if config.get("format") != "minift-model":
         raise MiniftError(f"{file} is not the configuration of a model that minift saved")
     if config.get("version") != files.VERSION:
@@ -157,6 +166,8 @@ def build_model(config, path):
                 return LanguageModel(sizes, tie_embeddings=config["tie_embeddings"])
             if kind == "MaskedLanguageModel":
                 return MaskedLanguageModel(sizes)
+            if kind == "Encoder":
+                return Encoder(sizes)
             if kind == "SequenceClassifier":
                 labels = config["labels"]
                 return SequenceClassifier(Transformer(sizes), len(labels), config["pooling"], labels)
@@ -188,7 +199,7 @@ def fill(model, tensors, file):
 def check_finite(tensors, where):
     """MiniftError when a tensor holds NaN or infinity."""
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():      # no copy is made
             raise MiniftError(f"{where}: {name} holds NaN or infinity; training has diverged, use an earlier model")
 
 

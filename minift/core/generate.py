@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from minift.core.decode import make_step
 from minift.core.logprobs import eval_mode
 from minift.core.transformer import KVCache
 from minift.errors import MiniftError
@@ -76,8 +77,10 @@ def steps(model, input_ids, attention_mask, max_new_tokens, temperature, top_k, 
     alive = torch.ones(B, dtype=torch.bool, device=input_ids.device)
     token = input_ids
     with eval_mode(model):
+        step = make_step(model.body, T + max_new_tokens)
         for end in range(T, T + max_new_tokens):
-            hidden = model.body(token, None if mask is None else mask[:, :end], cache=cache)
+            seen = None if mask is None else mask[:, :end]
+            hidden = model.body(token, seen, cache=cache) if end == T else step(token, seen, cache)
             token, logprob = sample(model.head(hidden[:, -1]), temperature, top_k, top_p, generator)
             yield token, logprob, alive
             if eos_id is not None:

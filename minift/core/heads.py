@@ -67,6 +67,23 @@ class MaskedHead(nn.Module):
         return self.decoder(self.norm(F.gelu(self.dense(hidden))))
 
 
+class Encoder(nn.Module):
+    """A body without a head, as sentence encoders are published (MiniLM): hidden states, or one vector for a text."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.body = Transformer(config)
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None, segment_ids=None):
+        """The body's arguments -> hidden states (B, T, D)."""
+        return self.body(input_ids, attention_mask, position_ids, segment_ids)
+
+    def vectors(self, input_ids, attention_mask=None):
+        """(B, D) the mean of the hidden states of all real tokens, at length 1: their product is the cosine."""
+        return F.normalize(pool(self(input_ids, attention_mask), attention_mask, "mean"), dim=-1)
+
+
 class SequenceClassifier(nn.Module):
     """One label for a text: the body's hidden states, pooled to one vector, then a linear head.
 

@@ -1,7 +1,8 @@
 """One body for decoders (GPT-2, Llama) and encoders (BERT): token ids in, hidden states out.
 
 Vaswani et al. 2017, "Attention Is All You Need", section 3; norm first: Radford et al. 2019 (GPT-2), section 2.3;
-SwiGLU: Shazeer 2020, eq. 6; RMSNorm: Zhang & Sennrich 2019, eq. 4. Left out: mixtures of experts, segment embeddings.
+SwiGLU: Shazeer 2020, eq. 6; RMSNorm: Zhang & Sennrich 2019, eq. 4; activation checkpointing: Chen et al. 2016,
+"Training Deep Nets with Sublinear Memory Cost". Left out: mixtures of experts, segment embeddings.
 """
 
 import math
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from minift.core.attention import Attention, KVCache, Sight, default_positions, rotary_angles, visible
 from minift.errors import MiniftError
@@ -39,10 +41,15 @@ class TransformerConfig:
     mlp: str = "swiglu"             # or "gelu" (exact), "gelu_tanh" (GPT-2's approximation)
     bias: bool = False              # additive biases in linear layers and LayerNorms
     dropout: float = 0.0            # share of activations set to zero while training
+    rope_scaling: tuple | None = None   # (factor, low, high, context) of attention.stretch, for long contexts
 
     def __post_init__(self):
         if self.n_kv_head is None:
             object.__setattr__(self, "n_kv_head", self.n_head)
+        if self.rope_scaling is not None:                            # JSON gives a list
+            object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))
+            if len(self.rope_scaling) != 4 or not 0 < self.rope_scaling[1] < self.rope_scaling[2]:
+                raise MiniftError(f"rope_scaling is {self.rope_scaling}; expected (factor, low, high, context)")
         for name in ("vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff", "n_kv_head"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
@@ -112,11 +119,15 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The body: embeddings, blocks, and one extra norm (at the end if norm_first, else right after the embedding)."""
+    """The body: embeddings, blocks, and one extra norm (at the end if norm_first, else right after the embedding).
+
+    checkpointing: set it to True, and training keeps of each block its input only and computes the rest again for the
+    backward pass: the same loss and gradients, about a third slower, in a fraction of the memory.
+    """
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
+        self.config, self.checkpointing = config, False
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.positions = nn.Embedding(config.context_length, config.d_model) if config.positions == "learned" else None
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -141,7 +152,8 @@ class Transformer(nn.Module):
         x = self.embed(input_ids)                                            # (B, T, D)
         angles = None
         if self.positions is None:
-            angles = rotary_angles(position_ids, self.config.d_head, self.config.rope_theta, x.dtype)
+            angles = rotary_angles(position_ids, self.config.d_head, self.config.rope_theta, x.dtype,
+                                   self.config.rope_scaling)
         else:
             x = x + self.positions(position_ids)
         if attention_mask is None and segment_ids is None and (past == 0 or T == 1):
@@ -150,8 +162,9 @@ class Transformer(nn.Module):
             sight = Sight(visible(T, S, self.config.causal, attention_mask, segment_ids, device), False, angles)
         x = x if self.config.norm_first else self.norm(x)
         x = F.dropout(x, self.config.dropout, self.training)
+        again = self.checkpointing and torch.is_grad_enabled() and cache is None
         for layer, block in enumerate(self.layers):
-            x = block(x, sight, cache, layer)
+            x = checkpoint(block, x, sight, use_reentrant=False) if again else block(x, sight, cache, layer)
         if cache is not None:
             cache.length = S
         return self.norm(x) if self.config.norm_first else x                 # (B, T, D)

@@ -1,35 +1,56 @@
 """A conversation as ids, and which of them the model itself writes.
 
-The template: <system> text (optional), then <user> text <assistant> text <eos>, again and again. The roles are special
-tokens, put in as ids and never searched for in text, so whatever a text says stays text; each text is encoded alone, so
-a prompt has the same ids in training and in use. Left out: tools, images, templates of other models.
+Each tokenizer brings its model's format (core/chat_format.py); minift's own is <system> text (optional), then <user>
+text <assistant> text <eos>, again and again. Special tokens of the format are put in as ids and never searched for in
+text, so whatever a text says stays text; what the model writes is encoded alone, so a prompt has the same ids in
+training and in use. Left out: tools, images.
 """
+
+import re
 
 from minift.errors import MiniftError
 
 ROLES = ("system", "user", "assistant")
+SPECIAL = re.compile(r"(<[^<>\s]+>)")        # a special token's name, in a template
 
 
 def encode_chat(tokenizer, messages, add_generation_prompt=False):
     """Messages to (input_ids, response_mask), two lists of one length.
 
     messages: [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, ...]
-    response_mask: True on what the model writes: the text of each assistant turn and the <eos> that ends it.
-    add_generation_prompt: end with <assistant>, so that the model's turn is next; the last message is then the user's.
+    response_mask: True on what the model writes: the text of each assistant turn and the token that ends it.
+    add_generation_prompt: end where the model's turn begins; the last message is then the user's.
     """
     check_messages(messages)
     if add_generation_prompt and messages[-1]["role"] != "user":
         raise MiniftError(f"a prompt must end with a user turn; its last role is {messages[-1]['role']!r}")
+    if tokenizer.chat is None:
+        raise MiniftError("this model's chat template is none that minift knows (ChatML, Llama 3); give it plain "
+                          'texts, {"text"}, or take another model')
     input_ids, response_mask = [], []
-    for message in messages:
-        written = message["role"] == "assistant"
-        text = tokenizer.encode(message["content"]) + [tokenizer.eos_id] * written
-        input_ids += [tokenizer.special_id(f"<{message['role']}>"), *text]
-        response_mask += [False] + [written] * len(text)
-    if add_generation_prompt:
-        input_ids.append(tokenizer.special_id("<assistant>"))
-        response_mask.append(False)
+    for text, written in segments(tokenizer, messages, add_generation_prompt):
+        ids = [text] if isinstance(text, int) else tokenizer.encode(text)
+        input_ids += ids
+        response_mask += [written] * len(ids)
     return input_ids, response_mask
+
+
+def segments(tokenizer, messages, add_generation_prompt):
+    """Yield (id of a special token, or a text, written by the model?) in order; MiniftError: there is no such token.
+
+    Texts that stand side by side and are not the model's are one, as other programs encode the conversation.
+    """
+    waiting = ""
+    for text, of_template, written in tokenizer.chat.pieces(messages, add_generation_prompt):
+        for part in filter(None, SPECIAL.split(text)) if of_template else [text]:
+            special = of_template and bool(SPECIAL.fullmatch(part))
+            if special or written:
+                yield waiting, False
+                waiting = ""
+                yield tokenizer.special_id(part) if special else part, written
+            else:
+                waiting += part
+    yield waiting, False
 
 
 def chat_of(prompt, where="prompt"):

@@ -11,7 +11,7 @@ from itertools import groupby
 import torch
 
 from minift.core.heads import LanguageModel, MaskedLanguageModel
-from minift.core.logprobs import IGNORE_INDEX
+from minift.core.logprobs import CHUNK_LOGITS, IGNORE_INDEX
 from minift.datasets.batches import collate
 from minift.errors import MiniftError
 from minift.jobs.classes import in_order
@@ -26,6 +26,7 @@ from minift.jobs.encoders import (
 )
 from minift.jobs.examples import Tally, encode_row, without_duplicates
 from minift.jobs.models import context_of, open_kind, pick_device, plain_copy
+from minift.jobs.options import settle, window
 from minift.methods.mlm import make_mlm_loss
 from minift.methods.sft import make_labels, make_sft_loss
 
@@ -42,6 +43,7 @@ def check_data(options):
     model, tokenizer = open_kind(options.model, (LanguageModel, MaskedLanguageModel), "check-data")
     model = plain_copy(model).to(pick_device(options.device))
     context = context_of(model, options.context)
+    settle(options, model)
     bad, sequences = [], []
     encoder = isinstance(model, MaskedLanguageModel)
     forms = [form for form in FORMS if form in (("label", "text") if encoder else USED_BY)]
@@ -52,7 +54,8 @@ def check_data(options):
             sequences += check_labels(part, tokenizer, context, bad, options.show)
         elif part:
             make = pieces_of if encoder else sequences_of
-            sequences += check_form(form, make, part, tokenizer, context, bad, options.show)
+            length = window(model, options.context) if form == "text" and not encoder else context
+            sequences += check_form(form, make, part, tokenizer, length, bad, options.show)
     for problem in bad[:PROBLEMS_SHOWN]:
         print(f"problem: {problem}")
     learned = [ids[:context] for ids, labels in sequences if any(label != IGNORE_INDEX for label in labels)]
@@ -164,9 +167,9 @@ def estimate(model, tokenizer, sequences, batch_size):
     print(f"one epoch{' (mlm, or classify --full)' * encoder} of {total:,} tokens: about {total / speed:,.0f} s "
           f"({speed:,.0f} tokens/s, measured on {device} with a batch of {len(part)})")
     n = sum(p.numel() for p in model.parameters())
-    vocabulary = 3 * config.vocab_size // (HIDDEN if encoder else 1)
-    a_token = config.n_layer * (10 * config.d_model + 4 * config.d_ff) + vocabulary
-    activations = 4 * batch["input_ids"].numel() * a_token
+    tokens, a_token = batch["input_ids"].numel(), config.n_layer * (10 * config.d_model + 4 * config.d_ff)
+    logits = tokens * config.vocab_size // HIDDEN if encoder else min(tokens * config.vocab_size, CHUNK_LOGITS)
+    activations = 4 * (tokens * a_token + 3 * logits)
     print(f"memory: about {(16 * n + activations) / 2**20:,.0f} MiB (16 bytes a parameter for weights, gradients and "
           f"AdamW; activations {activations / 2**20:,.0f}), with {'classify --freeze' if encoder else '--lora'} "
           f"{(4 * n + activations) / 2**20:,.0f} MiB; besides, PyTorch itself: some 300")

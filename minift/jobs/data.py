@@ -1,7 +1,8 @@
 """The user's files, read row by row: JSON Lines in six forms, or plain text; patterns are expanded here.
 
+The forms are those of TRL's datasets; where it writes an answer as a list of messages, the row gets the answer's text.
 A row keeps its place ("train.jsonl:7"), so that whatever is wrong with it later can be found. Left out: CSV, compressed
-files, reading while training (the data of a fine-tuning run fit into memory).
+files, reading while training (the data of a fine-tuning run fit into memory), answers of several turns in a pair.
 """
 
 import codecs
@@ -100,7 +101,7 @@ def read_row(where, data, plain, forms):
     """One piece as a Row. MiniftError: not UTF-8, no JSON object, no form that is of use, a value of the wrong type."""
     if plain:
         return Row(where, "text", {"text": plain_text(where, data)})
-    values = parse_line(data, where)
+    values = with_plain_answers(parse_line(data, where), where)
     useful = {form: keys for form, keys in FORMS.items() if form in forms}
     form = next((form for form, keys in useful.items() if all(values.get(key) is not None for key in keys)), None)
     if form is None:
@@ -111,6 +112,27 @@ def read_row(where, data, plain, forms):
         if not isinstance(values[key], allowed) or isinstance(values[key], bool):
             raise MiniftError(f"{where}: {key!r} must be {name}; got {values[key]!r:.60}")
     return Row(where, form, values)
+
+
+def with_plain_answers(values, where):
+    """Answers given as messages become strings: [{assistant}] behind a prompt, or whole conversations without one.
+
+    Of whole conversations the prompt is all that comes before the last message, the same in chosen and rejected.
+    """
+    prompts = []
+    for key in ("completion", "chosen", "rejected"):
+        if not isinstance(values.get(key), list):
+            continue
+        *before, last = values[key] or [None]
+        if not (isinstance(last, dict) and last.get("role") == "assistant" and isinstance(last.get("content"), str)):
+            raise MiniftError(f"{where}: {key!r}, as messages, must end with one of the assistant; got {last!r:.60}")
+        prompts.append(before)
+        values = values | {key: last["content"]}
+    if any(prompts):
+        if prompts[0] != prompts[-1]:
+            raise MiniftError(f"{where}: 'chosen' and 'rejected' must be the same up to their last message")
+        values = values | {"prompt": prompts[0]}
+    return values
 
 
 def plain_text(where, data):

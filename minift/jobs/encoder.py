@@ -3,7 +3,7 @@
 from functools import partial
 
 from minift.baselines import bag_of_words, labelled_batches, majority, predict, random_encoder, shuffled_labels
-from minift.core.heads import MaskedLanguageModel, SequenceClassifier
+from minift.core.heads import Encoder, MaskedLanguageModel, SequenceClassifier
 from minift.core.logprobs import IGNORE_INDEX
 from minift.datasets.segments import collate_ids, collate_labelled
 from minift.errors import MiniftError
@@ -67,7 +67,7 @@ def classify(options):
     if options.predict:
         label_rows(options)
         return
-    run = Run(options, MaskedLanguageModel)
+    run = Run(options, (MaskedLanguageModel, Encoder))
     data = load(options, partial(encode_labelled_row, tokenizer=run.tokenizer, context=run.context), ("label",))
     labels = class_names(data, held_out=not options.valid)
     run.set_data(data)

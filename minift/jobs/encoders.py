@@ -54,6 +54,8 @@ def messages_of(row):
     """The conversation of a row with messages, or with prompt and completion; checked, an answer in it."""
     messages = row.values.get("messages")
     if row.form == "completion":
+        if row.values.get("label") is False:
+            raise MiniftError(f"{row.where}: 'label' is false, so this answer is not one to learn; leave the row out")
         answer = {"role": "assistant", "content": row.values["completion"]}
         messages = [*chat_of(row.values["prompt"], row.where), answer]
     check_messages(messages, row.where, need_assistant=True)

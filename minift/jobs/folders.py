@@ -6,7 +6,7 @@ from minift.core.files import read_json, remove, write_text
 from minift.errors import MiniftError
 
 OURS = ("config.json", "model.safetensors", "tokenizer.json", "adapter_config.json", "adapter_model.safetensors",
-        "run.json", "metrics.jsonl", "state.safetensors")
+        "run.json", "metrics.jsonl", "state.safetensors", "tokenizer_config.json", "model-f16.gguf")
 
 
 def check_out(out, resume=False, overwrite=False, sources=()):

@@ -6,12 +6,13 @@ import torch
 
 from minift.core.checkpoint import build_model, describe, fill, load_model, plain_state_dict
 from minift.core.files import read_json
-from minift.core.heads import LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer
+from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer
+from minift.core.pretrained import locate
 from minift.errors import MiniftError
 from minift.methods.lora import load_adapter, merge_lora
 
 KINDS = {LanguageModel: "a language model", MaskedLanguageModel: "an encoder (a masked language model)",
-         SequenceClassifier: "a classifier", TokenScorer: "a reward model"}
+         Encoder: "an encoder without a head", SequenceClassifier: "a classifier", TokenScorer: "a reward model"}
 
 
 def is_adapter(path):
@@ -29,10 +30,11 @@ def open_model(path):
     file = Path(path) / "adapter_config.json"
     config = read_json(file)
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    if not base or not Path(base).is_dir():
-        raise MiniftError(f"{path} is an adapter for the model {base}, and there is no such folder, seen from "
-                          f"{Path.cwd()}; go where it is, or correct base_model_name_or_path in {file}")
-    model, tokenizer = open_model(base)
+    try:
+        model, tokenizer = open_model(locate(base or "(not named)"))
+    except MiniftError as error:
+        raise MiniftError(f"{path} is an adapter for the model {base}, which cannot be opened from {Path.cwd()}: "
+                          f"{error}; go where it is, or correct base_model_name_or_path in {file}") from error
     if is_adapter(base):
         model = plain_copy(model)
     if config.get("task_type") == "SEQ_CLS" and isinstance(model, LanguageModel):

@@ -1,10 +1,13 @@
-"""The verbs that use a model: generate, chat, merge."""
+"""The verbs that use a model: generate, chat, merge, export."""
 
 import json
+from pathlib import Path
 
 import torch
 
 from minift.core.checkpoint import save_model
+from minift.core.export import export_pretrained
+from minift.core.export_gguf import export_gguf
 from minift.core.heads import LanguageModel
 from minift.datasets.chat import chat_of, encode_chat, encode_prompt
 from minift.datasets.jsonl import write_jsonl
@@ -119,3 +122,16 @@ def merge(options):
     clear(options.out)
     save_model(plain_copy(model), tokenizer, options.out)
     print(f"the merged model is in {options.out}")
+
+
+def export(options):
+    """Write a model, any adapter merged in, as a folder for Hugging Face transformers, or with --gguf for llama.cpp."""
+    check_out(options.out, overwrite=options.overwrite, sources=[options.model])
+    model, tokenizer = open_model(options.model)
+    model = plain_copy(model) if is_adapter(options.model) else model
+    clear(options.out)
+    if options.gguf:
+        export_gguf(model, tokenizer, Path(options.out) / "model-f16.gguf")
+    else:
+        export_pretrained(model, tokenizer, options.out)
+    print(f"the exported model is in {options.out}")

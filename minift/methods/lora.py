@@ -13,9 +13,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from minift.core.adapter import peft_key, peft_name, read_adapter, write_adapter
+from minift.core.adapter import adapter_family, peft_key, peft_name, read_adapter, write_adapter
 from minift.core.checkpoint import fingerprint
+from minift.core.heads import LanguageModel
 from minift.core.logprobs import make_reference
+from minift.core.resize import resize_vocabulary, vocabulary_parameters
 from minift.errors import MiniftError
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -194,20 +196,21 @@ def save_adapter(model, path, base=None):
     Other trainable parameters, such as a new head, go along. base: where the base model is from, for the reader of the
     file; the base's fingerprint is stored too. Raises MiniftError when the model has no LoRA, or has it merged.
     """
-    layers = lora_layers(model)
+    layers, family = lora_layers(model), adapter_family(model)
     extras = extra_parameters(model)
     settings = {(layer.rank, layer.alpha, layer.dropout.p) for layer in layers.values()}
     if len(settings) > 1:
         raise MiniftError(f"an adapter file has one rank, alpha and dropout, but the layers have {sorted(settings)}")
     (rank, alpha, dropout), = settings
-    tensors = {f"{peft_key(name)}.lora_{part}.weight": getattr(layer, f"lora_{part}")
+    tensors = {f"{peft_key(name, family)}.lora_{part}.weight": getattr(layer, f"lora_{part}")
                for name, layer in layers.items() for part in "AB"}
-    tensors |= {peft_key(name): parameter for name, parameter in extras.items()}
-    config = {"task_type": "CAUSAL_LM" if hasattr(model, "head") else "SEQ_CLS" if hasattr(model, "score") else None,
+    tensors |= {peft_key(name, family): parameter for name, parameter in extras.items()}
+    task = "CAUSAL_LM" if isinstance(model, LanguageModel) else "SEQ_CLS" if hasattr(model, "score") else None
+    config = {"task_type": task, "fan_in_fan_out": family == "gpt2",        # its layers are Conv1D
               "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha, "lora_dropout": dropout,
-              "target_modules": target_names(model, layers),
-              "modules_to_save": sorted({peft_name(name.rpartition(".")[0]) for name in extras}) or None}
-    write_adapter(path, tensors, config, fingerprint(model, skip=tuple(extras)))
+              "target_modules": target_names(model, layers, family),
+              "modules_to_save": sorted({peft_name(name.rpartition(".")[0], family) for name in extras}) or None}
+    write_adapter(path, tensors, config, fingerprint(model, skip=tuple(extras)), family)
 
 
 def extra_parameters(model):
@@ -226,12 +229,13 @@ def plain_parameters(model):
     return plain
 
 
-def target_names(model, layers):
-    """PEFT's target_modules: short names ("q_proj") if LoRA is in every layer called so, else full ones."""
+def target_names(model, layers, family):
+    """PEFT's target_modules: short names ("q_proj") if the family has these, and LoRA is in every layer called so."""
     short = sorted({name.rpartition(".")[2] for name in layers})
     left_out = any(isinstance(module, nn.Linear) and name.rpartition(".")[2] in short
                    for name, module in model.named_modules())
-    return sorted(peft_name(name) for name in layers) if left_out else short
+    full = sorted(peft_name(name, family) for name in layers)
+    return full if left_out or family != "llama" else short
 
 
 def load_adapter(model, path, force=False):
@@ -244,36 +248,48 @@ def load_adapter(model, path, force=False):
     present = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
     if any(layer.merged for layer in present.values()):
         raise MiniftError("the model has a merged LoRA; call unmerge_lora(model) before loading an adapter")
-    names, extras = match_names(model, present, tensors, config["r"], path)
+    family, embed = adapter_family(model), "body.embed.weight"
+    names, extras = match_names(model, present, tensors, config["r"], path, family)
     if "fingerprint" in metadata and not force and metadata["fingerprint"] != fingerprint(model, skip=tuple(extras)):
         raise MiniftError(f"{path} was made for a base model with other weights; load that base, or use force=True")
     if not present:
         add_lora(model, config["r"], config["lora_alpha"], tuple(names), config["lora_dropout"])
+    if embed in extras:                              # the adapter may have come with new tokens
+        resize_vocabulary(model, len(tensors[peft_key(embed, family)]))
     parameters = plain_parameters(model)
     with torch.no_grad():
         for name in names:
             layer = model.get_submodule(name)
             layer.alpha = config["lora_alpha"]
-            layer.lora_A.copy_(tensors[f"{peft_key(name)}.lora_A.weight"])
-            layer.lora_B.copy_(tensors[f"{peft_key(name)}.lora_B.weight"])
+            layer.lora_A.copy_(tensors[f"{peft_key(name, family)}.lora_A.weight"])
+            layer.lora_B.copy_(tensors[f"{peft_key(name, family)}.lora_B.weight"])
         for name in extras:
-            parameters[name].copy_(tensors[peft_key(name)])
+            parameters[name].copy_(tensors[peft_key(name, family)])
             parameters[name].requires_grad_(True)
     return model
 
 
-def match_names(model, present, tensors, rank, path):
-    """The names of the layers and of the further parameters in an adapter, all shapes checked against the model's."""
+def match_names(model, present, tensors, rank, path, family):
+    """The names of the layers and of the further parameters in an adapter, all shapes checked against the model's.
+
+    Embeddings and output layers may have more rows than the model's: those of new tokens.
+    """
     linears = present or {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     shapes, names = {}, []
     for name, module in linears.items():
-        if present or f"{peft_key(name)}.lora_A.weight" in tensors:
+        key = peft_key(name, family)
+        if present or f"{key}.lora_A.weight" in tensors:
             linear = module.linear if present else module
             names.append(name)
-            shapes[f"{peft_key(name)}.lora_A.weight"] = (module.rank if present else rank, linear.in_features)
-            shapes[f"{peft_key(name)}.lora_B.weight"] = (linear.out_features, module.rank if present else rank)
-    extras = [name for name in plain_parameters(model) if peft_key(name) in tensors]
-    shapes |= {peft_key(name): tuple(plain_parameters(model)[name].shape) for name in extras}
+            shapes[f"{key}.lora_A.weight"] = (module.rank if present else rank, linear.in_features)
+            shapes[f"{key}.lora_B.weight"] = (linear.out_features, module.rank if present else rank)
+    parameters = plain_parameters(model)
+    extras = [name for name in parameters if peft_key(name, family) in tensors]
+    shapes |= {peft_key(name, family): tuple(parameters[name].shape) for name in extras}
+    if "body.embed.weight" in extras:
+        rows = max(model.config.vocab_size, len(tensors[peft_key("body.embed.weight", family)]))
+        shapes |= {peft_key(name, family): (rows, *parameters[name].shape[1:])
+                   for name in vocabulary_parameters(model) if name in extras}
     missing, unexpected = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
     if missing or unexpected or not names:
         raise MiniftError(f"{path} does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]} "

@@ -1,0 +1,89 @@
+"""The newest token alone through a decoder's body, almost as fast as its matrices can be read: chat and sampling.
+
+For one token the products of matrices with a vector are done so soon that the general code around them, hundreds of
+small calls in a deep model, takes as long again. So this is `Transformer.forward` once more for one token a row, as
+plain functions: no modules' machinery, no dimension T, no mask without padding, the rotary angles worked out once, q, k
+and v from one product (of a copy of their weights, an eighth of a small model). Left out: the same for the MLP.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from minift.core.attention import default_positions, rotary_angles
+
+
+def make_step(body, length):
+    """A function (token (B, 1), attention_mask (B, S) or None, cache) -> hidden (B, 1, D), which body(...) would give.
+
+    length: the largest S, cached tokens and the new one. Under no_grad and in evaluation mode only; the body must not
+    change meanwhile. One that is no decoder, or that has hooks on its modules, is called as it is.
+    """
+    config, learned = body.config, body.positions
+    if not (config.causal and config.norm_first) or any(
+            module._forward_hooks or module._forward_pre_hooks for module in body.modules()):
+        return lambda token, mask, cache: body(token, mask, cache=cache)
+    layers, norm = [direct_block(block) for block in body.layers], direct(body.norm)
+    E, H, turned = config.d_head, config.n_head, config.n_head + config.n_kv_head
+    if learned is None:
+        places = torch.arange(length, device=body.embed.weight.device)[:, None]
+        cos, sin = rotary_angles(places, E, config.rope_theta, body.embed.weight.dtype, config.rope_scaling)
+        sin[..., :E // 2].neg_()                     # (length, 1, 1, E): with it, rotate is one roll
+
+    def step(token, mask, cache):
+        token, place = token[:, 0], default_positions(1, cache.length + 1, mask, None, token.device)[:, 0]
+        seen = None if mask is None else mask[:, None, None]                        # (B, 1, 1, S)
+        x = body.embed(token)                                                       # (B, D)
+        if learned is None:
+            cos_now, sin_now = cos[place], sin[place]                               # (B or 1, 1, 1, E)
+        else:
+            x = x + learned(place)
+        for i, (attn_norm, qkv_proj, o_proj, mlp_norm, mlp) in enumerate(layers):
+            qkv = qkv_proj(attn_norm(x)).view(len(x), -1, 1, E)                     # (B, H + 2 K, 1, E)
+            qk, v = qkv[:, :turned], qkv[:, turned:]
+            if learned is None:
+                qk = qk * cos_now + qk.roll(E // 2, -1) * sin_now
+            q, k = qk[:, :H], qk[:, H:]
+            k, v = cache.append(i, k, v)                                            # (B, K, S, E)
+            out = F.scaled_dot_product_attention(q, k, v, seen, enable_gqa=turned < 2 * H)    # (B, H, 1, E)
+            x = x + o_proj(out.view(x.shape))
+            x = x + mlp(mlp_norm(x))
+        cache.length += 1
+        return norm(x)[:, None]
+    return step
+
+
+def direct_block(block):
+    """A block's functions of (B, D): attn_norm, qkv_proj, o_proj, mlp_norm, mlp."""
+    attn, mlp = block.attn, block.mlp
+    up, down = direct(mlp.up_proj), direct(mlp.down_proj)
+    if mlp.kind == "swiglu":
+        gate = direct(mlp.gate_proj)
+
+    def run(x):
+        if mlp.kind == "swiglu":
+            return down(F.silu(gate(x)) * up(x))
+        return down(F.gelu(up(x), approximate="tanh" if mlp.kind == "gelu_tanh" else "none"))
+    qkv_proj = together(attn.q_proj, attn.k_proj, attn.v_proj)
+    return direct(block.attn_norm), qkv_proj, direct(attn.o_proj), direct(block.mlp_norm), run
+
+
+def together(*modules):
+    """The outputs of several layers side by side: of plain linear layers without bias in one product."""
+    if all(type(module) is nn.Linear and module.bias is None for module in modules):
+        weight = torch.cat([module.weight for module in modules]).T
+        return lambda x: torch.mm(x, weight)
+    return lambda x: torch.cat([module(x) for module in modules], -1)
+
+
+def direct(module):
+    """What a linear layer or a norm computes, as plain calls of PyTorch; another module (LoRA) is called as it is."""
+    if type(module) is nn.Linear:
+        weight = module.weight.T                     # a view: (in, out)
+        if module.bias is None:
+            return lambda x: torch.mm(x, weight)
+        return lambda x: torch.addmm(module.bias, x, weight)
+    if type(module) is nn.RMSNorm:                   # LayerNorm of x beside -x, whose mean is 0: one kernel, not eight
+        d, both = module.weight.numel(), torch.cat((module.weight, module.weight))
+        return lambda x: F.layer_norm(torch.cat((x, -x), -1), (2 * d,), both, None, module.eps)[:, :d]
+    return module

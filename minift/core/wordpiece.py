@@ -1,0 +1,54 @@
+"""WordPiece, the tokens of BERT: text is cleaned and cut into words, and a word into the longest pieces there are.
+
+Devlin et al. 2018, "BERT", and its code's basic cleaning (Wu et al. 2016, section 4.1, for the pieces). A word that
+cannot be put together is one [UNK]. Unlike BPE it gives text back only roughly: capitals and accents are gone. Left
+out: training a vocabulary.
+
+A token is kept as the bytes that it stands for: b" play" begins a word, b"ing" (in vocab.txt: ##ing) goes on with one.
+"""
+
+import unicodedata
+
+import regex
+
+LONGEST_WORD = 100          # characters; a longer word is unknown
+UNKNOWN = b" [UNK]"
+DROPPED = regex.compile(r"(?![\t\n\r])[\p{Cc}\p{Cf}\p{Co}\uFFFD]")           # control characters
+IDEOGRAPH = regex.compile(r"[\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF\U00020000-\U0002A6DF\U0002A700-\U0002CEAF"
+                          r"\U0002F800-\U0002FA1F]")                         # each is a word of its own
+SIGN = r"\p{P}$+<=>^`|~"                                                     # and so is each of these
+WORD = regex.compile(rf"[{SIGN}]|[^\s{SIGN}]+")
+
+
+def token_bytes(token):
+    """A line of vocab.txt as the bytes it stands for."""
+    return token[2:].encode() if token.startswith("##") and len(token) > 2 else b" " + token.encode()
+
+
+def words(text, lower):
+    """The words and signs of a text; lower: without capitals and accents, as the "uncased" models read."""
+    text = IDEOGRAPH.sub(r" \g<0> ", DROPPED.sub("", text))
+    if lower:
+        text = regex.sub(r"\p{Mn}", "", unicodedata.normalize("NFD", text))
+        text = "".join(character.lower() for character in text)              # one by one: no rule for a final sigma
+    return WORD.findall(text)
+
+
+def encode(text, ranks, lower):
+    """The ids of a text. ranks: bytes of a token -> id."""
+    return [i for word in words(text, lower) for i in pieces(word, ranks)]
+
+
+def pieces(word, ranks):
+    """Ids of the longest pieces, from left to right; [UNK] alone when they do not spell the whole word."""
+    ids, start = [], 0
+    while start < len(word) <= LONGEST_WORD:
+        for end in range(len(word), start, -1):
+            found = ranks.get((" " * (start == 0) + word[start:end]).encode())
+            if found is not None:
+                break
+        else:
+            return [ranks[UNKNOWN]]
+        ids.append(found)
+        start = end
+    return ids or [ranks[UNKNOWN]]
