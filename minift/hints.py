@@ -65,8 +65,8 @@ HINTS = {
         "assert torch.equal(model(IDS), base)": "nested blocks: the inner one must put back what it found, not True"},
     # instruction tuning
     "test_the_template_by_hand": {
-        "[0, 0, 0, 0, 0, 0, 1, 1, 0": "the <eos> behind an answer is the model's own: it must be learned too",
-        "[0, 0, 0, 0, 0, 1": "the marker <assistant> is put there by the program; it is not learned"},
+        "At index 8 diff: 0": "the <eos> behind an answer is the model's own: it must be learned too",
+        "At index 5 diff: 1": "the marker <assistant> is put there by the program; it is not learned"},
     "test_loss_of_the_worked_example": {
         "1.69172": "the shift by one: logits[t - 1] speak about label t",
         "0.575646": "divided by all positions instead of by the learned ones"},
