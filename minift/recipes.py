@@ -92,7 +92,8 @@ def base_phases(tokenizer, recipe=BASE):
 def base_evaluation(model, tokenizer, seed):
     """evaluate() for `train`: the loss of unread stories, documents and worksheets."""
     kinds = {"stories": stories, "documents": documents, "worksheets": worksheets}
-    valid = {name: [text for text in kind(200, seed, "valid") if len(tokenizer.encode(text)) < 256]
+    room = model.config.context_length
+    valid = {name: [text for text in kind(200, seed, "valid") if len(tokenizer.encode(text)) < room]
              for name, kind in kinds.items()}
     return lambda: {f"valid_{name}_loss": text_loss(model, tokenizer, texts) for name, texts in valid.items()}
 

@@ -1,6 +1,7 @@
 """The study of the four ways: rows in one form, equal tokens, wrong labels counted, and going on where it stopped."""
 
 import json
+from itertools import combinations
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from minift.core.tokenizer import Tokenizer
 from minift.core.transformer import TransformerConfig
 from minift.datasets.chat import check_messages, encode_chat
 from minift.datasets.corpus import stories
+from minift.datasets.jsonl import read_jsonl
 from minift.datasets.self_instruct import prompt_of, task_of_row
+from minift.datasets.world_check import make_verdict
 from minift.evaluation.metrics import rouge_l
 from minift.four_ways import __main__ as study
 from minift.four_ways import report, rows, tuning
@@ -155,6 +158,17 @@ def test_the_writer_is_tuned_and_the_base_is_not(base, make_writer=rows.make_wri
     after = make_writer(base, TEMPLATES, 2)[0].state_dict()
     assert all(torch.equal(tensor, load_model(base)[0].state_dict()[name]) for name, tensor in before.items())
     assert not all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_the_rows_of_a_model_that_come_along_are_checked_and_new(path=rows.DATA / "model.jsonl"):
+    """data/instructions/model.jsonl: true of their stories, which are neither each other's nor those of the seeds."""
+    made, verdict = read_jsonl(path), make_verdict(TEMPLATES)
+    turns = [[message["content"] for message in row["messages"]] for row in made]
+    assert len(turns) >= 200 and all(verdict(*turn) for turn in turns)
+    assert not any(verdict(question, "nobody knows") for question, _ in turns[:20])
+    seeds = {row["messages"][0]["content"] for row in rows.seed_tasks(TEMPLATES, rows.N_SEED_TASKS, 0)}
+    assert not seeds & {question for question, _ in turns}
+    assert max(rouge_l(a, b) for (a, _), (b, _) in combinations(turns[:30], 2)) < 0.7
 
 
 def test_summary_is_mean_and_std_over_seeds(summary=report.summary):

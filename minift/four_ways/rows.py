@@ -21,13 +21,13 @@ from minift.datasets.jsonl import read_jsonl, write_jsonl
 from minift.datasets.self_instruct import ModelWriter, prompt_of, self_instruct, task_of_row
 from minift.datasets.templates import instantiate, read_templates
 from minift.datasets.world_tasks import TASKS, world_rows
-from minift.four_ways.tuning import LR, STEPS, TOKENS_A_STEP
+from minift.four_ways.tuning import STEPS, TOKENS_A_STEP
 from minift.methods.sft import make_labels, make_sft_loss
 
 DATA = Path("data/instructions")
 N_TOKENS = 26_000           # of each way: what the rows by people have
 N_HELD_OUT = 100            # rows by people for the tests
-N_SEED_TASKS, WRITER_STEPS, ATTEMPTS, TEMPERATURE = 175, 300, 500, 0.6
+N_SEED_TASKS, WRITER_STEPS, WRITER_LR, ATTEMPTS, TEMPERATURE = 175, 300, 1.5e-3, 500, 0.6
 MINUTES = {"pair": 3.0, "template": 2.0, "guidelines": 240.0, "label": crowd.MINUTES}   # of a person's time
 
 
@@ -152,7 +152,7 @@ def make_writer(base, templates, steps, seed=0):
     room = model.config.context_length
     batches = [collate([one for one in part if len(one["input_ids"]) <= room], tokenizer.pad_id)
                for part in chunks(examples, 16)]
-    train(model, batches, make_sft_loss(model), steps=steps, lr=LR, progress=False)
+    train(model, batches, make_sft_loss(model), steps=steps, lr=WRITER_LR, progress=False)
     return model.eval(), tokenizer
 
 

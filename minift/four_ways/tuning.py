@@ -16,7 +16,7 @@ from minift.datasets.world_tasks import TASKS, world_rows
 from minift.evaluation.metrics import distinct_n, exact_match, rouge_l
 from minift.methods.sft import encode_examples, make_sft_loss
 
-TOKENS_A_STEP, STEPS, LR = 2048, 80, 1.5e-3
+TOKENS_A_STEP, STEPS, LR = 2048, 80, 5e-4
 N_TEST, ANSWER_TOKENS, N_DIVERSITY = 224, 48, 150
 OPEN = ("generation", "inversion")      # clusters in which many answers are right; so has the task last_sentence
 TESTED = tuple(task for task, (cluster, _) in TASKS.items() if cluster not in OPEN and task != "last_sentence")
