@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from minift.errors import MiniftError
 
 IGNORE_INDEX = -100             # a label that nothing is learned from; torch's cross_entropy skips it
-CHUNK_LOGITS = 2**24            # logits that may exist at once: 64 MiB in float32
+CHUNK_LOGITS = 2**25            # logits that may exist at once: 128 MiB in float32
 
 
 def token_logprobs(logits, input_ids):
