@@ -22,11 +22,14 @@ from torch.utils.checkpoint import checkpoint
 from minift.__main__ import main
 from minift.core import transformer
 from minift.core.checkpoint import load_model, read_tensors
+from minift.core.heads import LanguageModel
+from minift.core.transformer import TransformerConfig
 from minift.datasets.chat import encode_chat
 from minift.datasets.jsonl import read_jsonl
 from minift.datasets.pairs import collate_pairs, encode_pair
 from minift.jobs import use
 from minift.jobs.models import open_model
+from minift.jobs.options import settle
 from minift.jobs.sampling import continuation
 from minift.jobs.training import SAMPLE_LENGTH, SAMPLE_PROMPT
 from minift.jobs.verbs import VERBS, parse
@@ -555,14 +558,42 @@ def test_help_answers_at_once_and_fits_a_screen(capsys):
     subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_lora_learns_faster(parse=parse):
+def settled(model, verb, *more):
+    """The options of a command once its model is known."""
+    options = parse([verb, "--model", "m", "--data", "d", "--out", "o", *more])
+    settle(options, model)
+    return options
+
+
+def models_by_size():
+    """A toy and a model of 25M parameters, without memory for them."""
+    sizes = {"context_length": 512, "n_layer": 1, "n_head": 1, "d_ff": 8}
+    with torch.device("meta"):
+        return [LanguageModel(TransformerConfig(vocab_size=50_000, d_model=d_model, **sizes)) for d_model in (8, 500)]
+
+
+def test_lora_learns_faster(settled=settled):
     """The default learning rate is that of few weights with --lora and for a head alone, unless one was asked for."""
-    words = ["sft", "--model", "m", "--data", "d", "--out", "o"]
-    found = [parse(words + more).lr for more in ([], ["--lora", "8"], ["--lr", "0.25", "--lora", "8"])]
-    assert found[0] < found[1] and found[2] == 0.25
-    words = ["classify", "--model", "m", "--data", "d", "--out", "o"]
-    found = [parse(words + more).lr for more in ([], ["--full"], ["--freeze", "--lr", "0.25"], ["--probe-then-full"])]
-    assert found[0] > found[1] == found[3] and found[2] == 0.25
+    for model in models_by_size():
+        found = [settled(model, "sft", *more).lr for more in ([], ["--lora", "8"], ["--lr", "0.25", "--lora", "8"])]
+        assert found[0] < found[1] and found[2] == 0.25
+        ways = ([], ["--full"], ["--freeze", "--lr", "0.25"], ["--probe-then-full"])
+        found = [settled(model, "classify", *more).lr for more in ways]
+        assert found[0] > found[1] == found[3] and found[2] == 0.25
+
+
+def test_real_models_go_slowly(settled=settled):
+    """A real model gets lower rates and smaller batches, but steps on as many rows; plain text in shorter windows."""
+    toy, real = models_by_size()
+    for verb in ("pretrain", "sft", "reward", "dpo"):
+        small, large = settled(toy, verb), settled(real, verb)
+        assert large.lr < small.lr / 10 and large.batch_size < small.batch_size
+        assert large.batch_size * large.accumulate == small.batch_size * small.accumulate
+        assert settled(real, verb, "--lora", "8").lr < settled(toy, verb, "--lora", "8").lr / 10
+    assert settled(toy, "pretrain").context == 512 > settled(real, "pretrain").context
+    assert settled(real, "pretrain", "--context", "512").context == 512
+    assert settled(real, "sft", "--batch-size", "7", "--accumulate", "2").batch_size == 7
+    assert settled(real, "ppo").minibatch_size < settled(toy, "ppo").minibatch_size
 
 
 def layout(tmp_path, monkeypatch):
@@ -596,11 +627,33 @@ def short(line):
     return words + more.get(words[0], "--steps 2 --batch-size 4").split()
 
 
+def commands(text):
+    return [line.strip() for line in text.splitlines() if line.strip().startswith("python -m minift ")]
+
+
+def readme_parts():
+    """The README without its section on real models, and that section."""
+    before, _, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition("## On a real model\n")
+    section, _, after = rest.partition("\n## ")
+    return before + after, section
+
+
 def readme_lines():
-    lines = [line.strip() for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line.startswith("python -m minift ")]
     left_out = ("python -m minift tour", "python -m minift chat", "python -m minift pretrain --recipe")
-    return [line for line in lines if not line.startswith(left_out) and "plays/" not in line]
+    return [line for line in commands(readme_parts()[0]) if not line.startswith(left_out) and "plays/" not in line]
+
+
+def test_examples_with_real_models_are_commands():
+    """What the README runs on real models (tests/peers does it, with less of everything) is read without an error, its
+    data lie where it says, and what it opens was written by a line above."""
+    lines, made = commands(readme_parts()[1]), {"smollm2", "minilm"}
+    assert {line.split()[3] for line in lines} >= {"sft", "reward", "dpo", "ppo", "pretrain", "classify"}
+    for line in lines:
+        options = parse(shlex.split(line)[3:])
+        files = (getattr(options, "data", None) or []) + (getattr(options, "valid", None) or [])
+        assert all((ROOT / file).is_file() or file.startswith(("runs/plays/", "runs/reviews/")) for file in files), line
+        assert {options.model, getattr(options, "reward_model", None) or "smollm2"} <= made, line
+        made.add(getattr(options, "out", None))
 
 
 def test_examples_of_the_readme_run_as_they_stand(tmp_path, monkeypatch, capsys):

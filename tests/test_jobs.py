@@ -31,10 +31,11 @@ from minift.jobs import (
     sampling,
     use,
 )
-from minift.methods.lora import add_lora
+from minift.methods.lora import add_lora, save_adapter
 
 WORDS = "Ada has a red kite. Bob has a blue boat. Where is the fox? The fox is at the mill. Read this: happy end."
 CONTEXT = 96
+IDS = torch.tensor([[5, 7, 9, 11, 13, 7, 5]])
 
 
 def make_tokenizer():
@@ -362,7 +363,7 @@ def test_a_model_that_knows_nothing_has_a_perplexity_of_v(text_measures=evaluate
     model, tokenizer = make_model(), make_tokenizer()
     torch.nn.init.zeros_(model.head.weight)
     rows = as_rows({"text": WORDS * 4}, {"text": "fox"})
-    found = text_measures(model, tokenizer, rows, SimpleNamespace(batch_size=3))
+    found = text_measures(model, tokenizer, rows, SimpleNamespace(batch_size=3, context=None))
     n = sum(len(tokenizer.encode(row.values["text"])) for row in rows)
     assert found["tokens"] == n and found["perplexity"] == pytest.approx(300, rel=1e-5)
 
@@ -417,7 +418,7 @@ def test_pairs_are_judged_by_what_the_model_is(monkeypatch, pair_measures=evalua
         return model(ids[None])[0].log_softmax(-1)[:-1].gather(1, ids[1:, None])[-n:].sum().item()
 
     gaps = [logprob("fox", row.values["chosen"]) - logprob("fox", row.values["rejected"]) for row in rows]
-    found = pair_measures(model, tokenizer, rows, SimpleNamespace(batch_size=2, reference=None))
+    found = pair_measures(model, tokenizer, rows, SimpleNamespace(batch_size=2, context=None, reference=None))
     assert found["gap"] == pytest.approx(sum(gaps) / 2, abs=1e-4)
     assert found["logprob_accuracy"] == sum(gap > 0 for gap in gaps) / 2
 
@@ -482,6 +483,56 @@ def test_ppo_keeps_the_best_iteration(tmp_path, monkeypatch, watch_of=watch_of):
     watch({"iteration": 3})
     assert [row["iteration"] for row in watch.rows] == [1, 2, 3] and watch.best["iteration"] == 3
     assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").count("\n") == 3
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("lora", [2, None])
+def test_values_begin_where_they_should(known, lora, first_values=rl.first_values):
+    """The reward model's own scores, or 0 where there is none; with LoRA no weight of a body is there twice, and
+    training the values changes neither model that it was made from."""
+    policy, judge, ids = make_model(), make_model("TokenScorer", seed=1, norm_eps=1e-5 if known else 1e-6), IDS
+    before = [policy(ids), judge(ids)]
+    chosen = SimpleNamespace(lora=lora, checkpointing=False)
+    stub = SimpleNamespace(model=policy, options=chosen, device=torch.device("cpu"))
+    values = first_values(stub, judge)
+    assert torch.equal(values(ids), before[1] if known else torch.zeros(ids.shape))
+    source = {parameter.data_ptr() for parameter in (judge if known else policy).parameters()}
+    own = [parameter.data_ptr() not in source for parameter in values.parameters()]
+    trained = [parameter.requires_grad for parameter in values.parameters()]
+    assert any(trained) and (own == trained if lora else all(own))
+    with torch.no_grad():
+        for parameter in values.parameters():
+            parameter += parameter.requires_grad
+    assert not torch.equal(values(ids), before[1])
+    assert torch.equal(policy(ids), before[0]) and torch.equal(judge(ids), before[1])
+
+
+# ---- run.py: what is kept ----
+
+
+def test_the_best_adapter_comes_back(tmp_path, reload=run.Run.reload):
+    """After the training the model is what was saved last, its best weights, though it went on from there."""
+    model = add_lora(make_model(), 2, 4)
+    torch.nn.init.normal_(model.body.layers[0].attn.q_proj.lora_B)
+    save_adapter(model, tmp_path)
+    best = model(IDS)
+    torch.nn.init.ones_(model.body.layers[0].attn.q_proj.lora_B)
+    assert not torch.equal(model(IDS), best)
+    reload(SimpleNamespace(options=SimpleNamespace(lora=2), model=model, out=tmp_path))
+    assert torch.equal(model(IDS), best)
+
+
+def test_a_new_base_is_written_once(tmp_path, monkeypatch, save=run.Run.save):
+    """An adapter upon an adapter: the merged base is written with the first best weights, not again with all others."""
+    base, written = make_model(), []
+    stub = SimpleNamespace(options=SimpleNamespace(lora=2), tokenizer=None, out=tmp_path, new_base=base,
+                           model=add_lora(models.plain_copy(base), 2, 4), base=tmp_path / "elsewhere")
+    monkeypatch.setattr(run, "save_model", lambda model, tokenizer, path: written.append(path))
+    save(stub)
+    save(stub)
+    assert written == [tmp_path / "base"] and stub.new_base is None
+    config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == (tmp_path / "base").as_posix()
 
 
 # ---- models.py, rewards.py, folders.py, options.py, check.py ----

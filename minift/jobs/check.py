@@ -26,6 +26,7 @@ from minift.jobs.encoders import (
 )
 from minift.jobs.examples import Tally, encode_row, without_duplicates
 from minift.jobs.models import context_of, open_kind, pick_device, plain_copy
+from minift.jobs.options import settle, window
 from minift.methods.mlm import make_mlm_loss
 from minift.methods.sft import make_labels, make_sft_loss
 
@@ -42,6 +43,7 @@ def check_data(options):
     model, tokenizer = open_kind(options.model, (LanguageModel, MaskedLanguageModel), "check-data")
     model = plain_copy(model).to(pick_device(options.device))
     context = context_of(model, options.context)
+    settle(options, model)
     bad, sequences = [], []
     encoder = isinstance(model, MaskedLanguageModel)
     forms = [form for form in FORMS if form in (("label", "text") if encoder else USED_BY)]
@@ -52,7 +54,8 @@ def check_data(options):
             sequences += check_labels(part, tokenizer, context, bad, options.show)
         elif part:
             make = pieces_of if encoder else sequences_of
-            sequences += check_form(form, make, part, tokenizer, context, bad, options.show)
+            length = window(model, options.context) if form == "text" and not encoder else context
+            sequences += check_form(form, make, part, tokenizer, length, bad, options.show)
     for problem in bad[:PROBLEMS_SHOWN]:
         print(f"problem: {problem}")
     learned = [ids[:context] for ids, labels in sequences if any(label != IGNORE_INDEX for label in labels)]

@@ -27,7 +27,8 @@ from minift.jobs.encoders import encode_labelled_row, encode_preference, encode_
 from minift.jobs.examples import Tally, encode_row
 from minift.jobs.folders import check_out_file
 from minift.jobs.leave_out import leave_out
-from minift.jobs.models import check_tokenizers, open_kind, pick_device
+from minift.jobs.models import check_tokenizers, context_of, open_kind, pick_device
+from minift.jobs.options import window
 from minift.jobs.sampling import room_to_answer, write_answers
 from minift.methods.dpo import add_reference_logprobs
 
@@ -58,10 +59,11 @@ def evaluate(options):
 
 
 def text_measures(model, tokenizer, rows, options):
-    """Perplexity over all tokens; a long text in windows of the context."""
+    """Perplexity over all tokens; a long text in windows of --context tokens, each of which begins with no memory."""
+    context = context_of(model, window(model, options.context))
     texts = [encode_text(row, Tally(), tokenizer) for row in rows]
     windows = [{"input_ids": ids, "labels": ids} for text in texts if text
-               for ids in token_windows(text["input_ids"], model.config.context_length - 1)]
+               for ids in token_windows(text["input_ids"], context - 1)]
     batches = Batches(windows, options.batch_size, lambda part: collate(part, tokenizer.pad_id), shuffle=False)
     nll, n_tokens = language_model_nll(model, batches)
     return {"texts": len(rows), "tokens": n_tokens, "loss": nll / n_tokens, "perplexity": perplexity(nll, n_tokens)}
@@ -88,8 +90,8 @@ def answer_measures(model, tokenizer, rows, options):
 
 def pair_measures(model, tokenizer, rows, options):
     """How often the chosen answer is above the rejected one: by score, by implicit reward, or by log-probability."""
-    tally = Tally()
-    examples = [encode_preference(row, tally, tokenizer, model.config.context_length) for row in rows]
+    tally, context = Tally(), context_of(model, options.context)
+    examples = [encode_preference(row, tally, tokenizer, context) for row in rows]
     examples = [example for example in examples if example is not None]
     if not examples:
         raise MiniftError(f"dataset is empty: no pair is left ({tally})")
@@ -129,7 +131,7 @@ def logprob_gaps(model, examples, tokenizer, batch_size):
 def label_measures(model, tokenizer, rows, options):
     """What a classifier does on rows with a label."""
     tally = Tally(read=len(rows))
-    encode = partial(encode_labelled_row, tokenizer=tokenizer, context=model.config.context_length)
+    encode = partial(encode_labelled_row, tokenizer=tokenizer, context=context_of(model, options.context))
     examples = [encode_row(encode, row, tally, None) for row in rows]
     examples = [example for example in examples if example is not None]
     tally.used = len(examples)

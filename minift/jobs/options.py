@@ -1,6 +1,7 @@
 """What the options of the verbs are made of, with their defaults; impossible values are refused here, before any work.
 
-The defaults suit the toy model in data/base; a real model wants learning rates a hundred times lower, as the help says.
+Learning rate and batch depend on the model, which is not open yet when the command is read: settle() sets them then. A
+model trained from scratch in minutes wants learning rates a hundred times as high as a large pretrained one.
 """
 
 import argparse
@@ -8,11 +9,16 @@ import math
 
 from minift.errors import MiniftError
 
-# verb -> learning rate for the toy, the same where few weights are trained (LoRA, or a classifier's head alone), and
-# for a real model (with LoRA: 2e-4)
-RATES = {"pretrain": ("2e-3", "1e-2", "2e-5"), "sft": ("1.5e-3", "1e-2", "2e-5"), "reward": ("5e-4", "5e-3", "1e-5"),
-         "dpo": ("3e-4", "3e-3", "1e-6"), "ppo": ("2e-4", "2e-3", "1e-6"), "mlm": ("1e-3", None, "5e-5"),
-         "classify": ("5e-4", "2e-2", "2e-5")}
+# verb -> learning rate for the toy, the same where few weights are trained (LoRA, or a classifier's head alone); then
+# both for a real model
+RATES = {"pretrain": ("2e-3", "1e-2", "2e-5", "2e-4"), "sft": ("1.5e-3", "1e-2", "2e-5", "2e-4"),
+         "reward": ("5e-4", "5e-3", "1e-5", "2e-4"), "dpo": ("3e-4", "3e-3", "1e-6", "5e-5"),
+         "ppo": ("2e-4", "2e-3", "1e-6", "5e-5"), "mlm": ("1e-3", None, "5e-5", None),
+         "classify": ("5e-4", "2e-2", "2e-5", "2e-2")}
+REAL = 20_000_000           # parameters from which on a model counts as a real one
+SIZES = {                   # option -> its default for the toy and for a real model, which is to fit into 4 GB
+    "batch_size": (16, 4), "accumulate": (1, 4), "minibatch_size": (16, 4)}
+WINDOW = 256                # tokens of a row when a real model is trained on plain text
 EPOCHS = {"pretrain": 1, "sft": 3, "reward": 1, "dpo": 1, "mlm": 3, "classify": 5}
 
 
@@ -50,6 +56,13 @@ def option(sub, name, metavar, kind, default, text):
     sub.add_argument(name, metavar=metavar, type=kind, default=default, help=text + told)
 
 
+def sized(sub, name, text, default=None):
+    """A count whose default, when it is None, is set by settle()."""
+    toy, real = SIZES[name[2:].replace("-", "_")]
+    told = "" if default else f" (default {toy}; a real model {real})"
+    option(sub, name, "N", COUNT, default, text + told)
+
+
 def flag(sub, name, text):
     sub.add_argument(name, action="store_true", help=text)
 
@@ -82,22 +95,49 @@ def overwrite(sub):
 
 
 def rate(sub, verb):
-    toy, few, real = RATES[verb]
+    toy, few, real, few_real = RATES[verb]
     if verb in ("mlm", "classify"):
         sub.add_argument("--lora", nargs="?", const="", type=refuse_lora, help=argparse.SUPPRESS)
         told = f"{toy}{f', of the head alone {few}' if few else ''}; a real model {real}"
     else:
         option(sub, "--lora", "RANK", COUNT, None, "train a LoRA adapter of this rank; --out then holds it alone")
-        told = f"{toy}, LoRA {few}; a real model {real}, LoRA 2e-4"
+        told = f"{toy}, LoRA {few}; a real model {real}, LoRA {few_real}"
     option(sub, "--lr", "X", POSITIVE, None, f"learning rate (default {told})")
+
+
+def settle(options, model):
+    """Fill in what was not given and depends on the size of the model: learning rate, batch, window of plain text."""
+    if getattr(options, "lr", 0) is None:
+        few = bool(options.lora) or getattr(options, "regime", "") == "freeze"
+        options.lr = float(RATES[options.verb][2 * is_real(model) + few])
+    for name, sizes in SIZES.items():
+        if getattr(options, name, 0) is None:
+            setattr(options, name, sizes[is_real(model)])
+    if options.verb == "pretrain":
+        options.context = window(model, options.context)
+
+
+def is_real(model):
+    return sum(p.numel() for p in model.parameters()) >= REAL
+
+
+def window(model, asked):
+    """Tokens of a row of plain text: as many as asked for, or the model's context, but of a real model's WINDOW."""
+    longest = model.config.context_length
+    return asked or (min(WINDOW, longest) if is_real(model) else longest)
 
 
 def refuse_lora(text):
     raise argparse.ArgumentTypeError("an encoder is trained whole, or frozen under its new head; leave it out")
 
 
+def context(sub):
+    option(sub, "--context", "N", COUNT, None,
+           f"tokens of a row at most (default: the model's context; plain text and a real model: {WINDOW})")
+
+
 def running(sub):
-    option(sub, "--context", "N", COUNT, None, "tokens of a row at most (default: the model's context)")
+    context(sub)
     option(sub, "--eval-every", "N", COUNT, None, "steps between validations, and saved states (default: a tenth)")
     flag(sub, "--checkpointing", "keep fewer activations, compute them again: less memory, up to half slower")
     flag(sub, "--skip-bad", "leave out rows with errors instead of stopping at the first")
@@ -111,8 +151,9 @@ def training(sub, verb):
     rate(sub, verb)
     option(sub, "--epochs", "N", POSITIVE, EPOCHS[verb], "passes over the data")
     option(sub, "--steps", "N", COUNT, None, "optimizer steps, instead of --epochs")
-    option(sub, "--batch-size", "N", COUNT, 16, "rows in a batch")
-    option(sub, "--accumulate", "N", COUNT, 1, "batches in an optimizer step")
+    encoder = verb in ("mlm", "classify")
+    sized(sub, "--batch-size", "rows in a batch", 16 if encoder else None)
+    sized(sub, "--accumulate", "batches in an optimizer step", 1 if encoder else None)
     sub.add_argument("--dtype", metavar="NAME", choices=("float32", "bfloat16"), default="float32",
                      help="float32, or bfloat16 on a CUDA device (default float32)")
     running(sub)

@@ -26,9 +26,9 @@ def ppo(options):
     """Train a policy on its own answers; keep the weights with the best score - beta * KL on held-out prompts."""
     if (options.reward_model is None) == (options.reward_fn is None):
         raise MiniftError("ppo needs one of --reward-model DIR and --reward-fn FILE.py:NAME")
+    run = Run(options)
     config = PPOConfig(**{name: getattr(options, name) for name in (
         "beta", "target_kl", "epochs", "lr", "minibatch_size", "temperature", "max_new_tokens", "missing_eos_penalty")})
-    run = Run(options)
     encode = partial(encode_request, tokenizer=run.tokenizer, room=run.context - options.max_new_tokens)
     data = load(options, encode, FORMS)
     run.set_data(data)
@@ -53,11 +53,18 @@ def ppo(options):
 
 
 def first_values(run, reward_model):
-    """The value model: a copy of a reward model that is built as the policy, else the policy's body, all values 0."""
-    if reward_model is not None and reward_model.config == run.model.config:
-        model = copy.deepcopy(reward_model)
+    """The value model: a copy of a reward model that is built as the policy, else the policy's body, all values 0.
+
+    With LoRA the copy has no body's weights of its own: those it is made from stay as they are, so both can use them.
+    """
+    known = reward_model is not None and reward_model.config == run.model.config
+    body = reward_model.body if known else run.model.body
+    shared = {id(p): p for p in body.parameters()} if run.options.lora else {}
+    model = TokenScorer(copy.deepcopy(body, shared))
+    if known:
+        model.score.load_state_dict(reward_model.score.state_dict())
     else:
-        model = zero_head(TokenScorer(copy.deepcopy(run.model.body)))
+        zero_head(model)
     model.body.checkpointing = run.options.checkpointing
     return with_lora(model.requires_grad_(True), run.options.lora).eval().to(run.device)
 

@@ -24,7 +24,8 @@ from minift.datasets.batches import Batches
 from minift.errors import MiniftError
 from minift.jobs.folders import check_out, clear, command
 from minift.jobs.models import context_of, is_adapter, open_kind, open_model, pick_device, plain_copy
-from minift.methods.lora import add_lora, save_adapter
+from minift.jobs.options import settle
+from minift.methods.lora import add_lora, load_adapter, save_adapter
 
 MAY_DIFFER = ("resume", "overwrite", "device", "checkpointing", "argv", "job")  # options that may change on the way
 ALPHA = 2       # LoRA's alpha / rank
@@ -41,14 +42,16 @@ class Run:
         if getattr(options, "dtype", "") == "bfloat16" and self.device.type != "cuda":
             raise MiniftError(f"--dtype bfloat16 is slower than float32 on {self.device}; leave it out, or use CUDA")
         check_out(self.out, options.resume, options.overwrite, [options.model])
+        torch.manual_seed(options.seed)
+        self.model, self.tokenizer = open_kind(options.model, kind, options.verb)
+        settle(options, self.model)
         self.record = {
             "status": "running", "command": command(options.argv), "seed": options.seed,
             "settings": {name: value for name, value in vars(options).items() if name not in MAY_DIFFER},
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "device": str(self.device), "threads": torch.get_num_threads()}
-        torch.manual_seed(options.seed)
-        self.model, self.tokenizer = open_kind(options.model, kind, options.verb)
-        self.new_base = None            # with LoRA upon an adapter: the model with that adapter merged
+        self.base = Path(options.model)     # what an adapter will be for
+        self.new_base = None                # with LoRA upon an adapter: the model with that adapter merged, to be saved
         if is_adapter(options.model):
             self.model = plain_copy(self.model)
             self.new_base = plain_copy(self.model) if options.lora else None
@@ -96,8 +99,7 @@ class Run:
                             name=o.verb)
         if not valid:
             self.save()
-        self.model.load_state_dict(open_model(self.out)[0].state_dict())        # from here on, the best weights
-        self.model.eval()
+        self.reload()
         measured = [row for row in history if "valid_loss" in row]
         best = min(measured, key=lambda row: row["valid_loss"], default=history[-1])
         after = {name: best[name] for name in before}
@@ -127,11 +129,19 @@ class Run:
         if not self.options.lora:
             save_model(self.model, self.tokenizer, self.out)
             return
-        base = Path(self.options.model)
         if self.new_base is not None:
-            base = self.out / "base"
-            save_model(self.new_base, self.tokenizer, base)
-        save_adapter(self.model, self.out, base=base.as_posix())
+            self.base = self.out / "base"
+            save_model(self.new_base, self.tokenizer, self.base)
+            self.new_base = None            # once is enough, and its memory is wanted
+        save_adapter(self.model, self.out, base=self.base.as_posix())
+
+    def reload(self):
+        """Put the weights in --out, the best ones, into the model; an adapter's base is in place already."""
+        if self.options.lora:
+            load_adapter(self.model, self.out)
+        else:
+            self.model.load_state_dict(open_model(self.out)[0].state_dict())
+        self.model.eval()
 
     def finish(self, **result):
         """Write run.json for good, remove the training state, and print what came of it."""

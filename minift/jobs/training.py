@@ -1,6 +1,7 @@
 """The verbs that train on fixed data: pretrain, sft, reward, dpo. They differ in examples and loss, in little else."""
 
 from functools import partial
+from itertools import islice
 
 import torch
 
@@ -24,6 +25,7 @@ from minift.methods.reward import make_reward_loss, normalise_scores
 from minift.methods.sft import make_sft_loss
 
 SAMPLE_PROMPT, SAMPLE_LENGTH = 16, 80       # tokens of the text that a sample goes on from, and of the sample
+SCORED = 32                                 # batches of pairs that tell the mean and the spread of a reward model
 
 
 def pretrain(options):
@@ -99,19 +101,20 @@ def load_pairs(run):
 
 
 def reward(options):
-    """A reward model: the language model's body and a score head; its scores get mean 0 and std 1 in the end."""
+    """A reward model: the language model's body and a score head; in the end its scores get mean 0 and std 1."""
     run = Run(options)
     data, make_batches = load_pairs(run)
     run.set_model(TokenScorer(run.model.body))
     run.train(make_reward_loss(run.model), make_batches(data.train), make_batches(data.valid, shuffle=False))
-    normalise_scores(run.model, answer_scores(run.model, make_batches(data.train, shuffle=False), run.device))
+    some = islice(make_batches(data.train), SCORED)
+    normalise_scores(run.model, answer_scores(run.model, some, run.device))
     run.save()
     run.finish()
 
 
 @torch.no_grad()
 def answer_scores(model, batches, device):
-    """The scores of all answers, chosen and rejected: (2N,)."""
+    """The scores of the answers in some batches of N pairs, chosen and rejected: (2N,)."""
     scores = []
     with eval_mode(model):
         for batch in batches:

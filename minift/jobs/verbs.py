@@ -98,7 +98,7 @@ def ppo(sub, verb):
     add.rate(sub, verb)
     add.option(sub, "--iterations", "N", add.COUNT, 20, "rollouts, each with its updates")
     add.option(sub, "--batch-size", "N", add.COUNT, 32, "answers in a rollout")
-    add.option(sub, "--minibatch-size", "N", add.COUNT, 16, "answers in an optimizer step")
+    add.sized(sub, "--minibatch-size", "answers in an optimizer step")
     add.option(sub, "--epochs", "N", add.COUNT, 2, "passes over each rollout")
     add.option(sub, "--beta", "X", add.NOT_NEGATIVE, 0.05, "price of a nat of KL to the reference")
     add.option(sub, "--target-kl", "X", add.POSITIVE, None, "steer beta to this KL, in nats an answer")
@@ -111,8 +111,8 @@ def ppo(sub, verb):
 def check_data(sub, verb):
     add.model(sub, "the model that will be trained: its tokenizer, context, speed")
     add.data(sub, "JSONL, .txt or .md files, or patterns")
-    add.option(sub, "--context", "N", add.COUNT, None, "tokens of a row at most (default: the model's context)")
-    add.option(sub, "--batch-size", "N", add.COUNT, 16, "for the estimates")
+    add.context(sub)
+    add.sized(sub, "--batch-size", "rows in a batch, for the estimates")
     add.option(sub, "--show", "N", add.WHOLE, 2, "rows of each form to show, coloured by what is learned")
     add.machine(sub, seed=False)
 
@@ -132,6 +132,7 @@ def generate(sub, verb):
 def evaluate(sub, verb):
     add.model(sub, "a language model, a reward model or a classifier; or an adapter folder")
     add.data(sub, "texts, answers, pairs, labels; JSONL, .txt or .md", required=False)
+    add.context(sub)
     sub.add_argument("--reference", metavar="DIR", help="for pairs: what --model was trained from (implicit reward)")
     add.option(sub, "--show", "N", add.WHOLE, 0, "answers to show beside the expected ones")
     add.option(sub, "--batch-size", "N", add.COUNT, 32, "rows at a time")
@@ -196,8 +197,5 @@ def parse(argv):
         ADD[verb](sub, verb)
     options = parser.parse_args(argv)
     options.argv = list(argv)
-    if getattr(options, "lr", 0) is None:
-        few = bool(options.lora) or getattr(options, "regime", "") == "freeze"
-        options.lr = float(add.RATES[options.verb][few])
     return options
 

@@ -25,7 +25,7 @@ STAGES = {"base": (adapt.base, "1. The pretrained base", 3, ()),
           "dpo": (align.dpo, "8. Direct preference optimization", 52, ("preferences",)),
           "comparison": (align.compare, "9. Side by side", 14, ("ppo", "dpo")),
           "encoder": (encode.encoder, "10. The encoder: masked words, and a head on frozen features", 45, ()),
-          "clusters": (unseen.clusters, "11. A cluster of tasks that was never tuned on", 60, ())}
+          "clusters": (unseen.clusters, "11. A cluster of tasks that was never tuned on", 20, ())}
 COLUMNS = ("stage", "measure", "before", "after", "seconds", "budget")
 
 
@@ -133,7 +133,8 @@ def write(tour, rows):
 def draw_overview(tour):
     """One picture: what each stage changed, before and after, each on its own scale."""
     found = ordered(tour)
-    fig, axes = show.figure((len(found) + 4) // 5, min(5, len(found)), width=13, height=3.3 * ((len(found) + 4) // 5))
+    n_rows = (len(found) + 3) // 4
+    fig, axes = show.figure(n_rows, min(4, len(found)), width=12, height=3.3 * n_rows)
     axes = list(axes.flat) if len(found) > 1 else [axes]
     for axis in axes[len(found) :]:
         axis.set_visible(False)
