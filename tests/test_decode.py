@@ -11,7 +11,7 @@ from minift.core.heads import LanguageModel
 from minift.core.transformer import KVCache, Transformer, TransformerConfig
 from minift.methods import lora
 
-LLAMA = TransformerConfig(31, 24, 3, 4, 32, 48, n_kv_head=2, rope_theta=50.0)
+LLAMA = TransformerConfig(31, 24, 3, 4, 32, 48, n_kv_head=2, rope_theta=50.0, norm_eps=0.1)
 GPT2 = replace(LLAMA, n_kv_head=4, norm="layernorm", positions="learned", mlp="gelu_tanh", bias=True, dropout=0.5)
 KINDS = {"llama": LLAMA, "gpt2": GPT2, "stretched": replace(LLAMA, rope_scaling=(8.0, 1.0, 4.0, 8.0)),
          "exact gelu": replace(LLAMA, mlp="gelu", bias=True), "norm last": replace(LLAMA, norm_first=False)}

@@ -139,7 +139,7 @@ def context(sub):
 def running(sub):
     context(sub)
     option(sub, "--eval-every", "N", COUNT, None, "steps between validations, and saved states (default: a tenth)")
-    flag(sub, "--checkpointing", "keep fewer activations and compute them again: less memory, a third slower")
+    flag(sub, "--checkpointing", "keep fewer activations, compute them again: less memory, up to half slower")
     flag(sub, "--skip-bad", "leave out rows with errors instead of stopping at the first")
     flag(sub, "--drop-duplicates", "leave out rows that repeat or contradict an earlier one")
     machine(sub)

@@ -31,7 +31,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 KEYS = {"left": "ArrowLeft", "right": "ArrowRight", "tie": "ArrowUp"}
 STORY_TOKENS = 144
 REWARD = ("--epochs", "4", "--lr", "1e-3")      # chosen on another seed than those that are reported
-DPO = ("--epochs", "4", "--lr", "3e-4", "--beta", "0.2")
+DPO = ("--epochs", "4", "--lr", "1e-4", "--beta", "0.2")
 
 
 # ---- the person at the page ----

@@ -94,8 +94,12 @@ def test_hidden_states_and_logits(pair):
     """After every layer the hidden states, and the logits where there is a head, are theirs to 1e-5."""
     ours, theirs = pair
     ids, mask = batch()
-    expected = theirs(ids, attention_mask=mask.long(), output_hidden_states=True)
-    close(ours.body(ids, mask)[mask], expected.hidden_states[-1][mask], "hidden")
+    expected, layers = theirs(ids, attention_mask=mask.long(), output_hidden_states=True), []
+    for block in ours.body.layers:
+        block.register_forward_hook(lambda module, inputs, out: layers.append(out))
+    hidden = ours.body(ids, mask)
+    for i, (mine, other) in enumerate(zip([*layers[:-1], hidden], expected.hidden_states[1:], strict=True)):
+        close(mine[mask], other[mask], f"hidden states of layer {i}")
     assert expected.hidden_states[-1].std() > 0.5
     logits = expected.get("logits", expected.get("prediction_logits"))
     if logits is not None:
