@@ -88,6 +88,7 @@ HINTS = {
         "": "chance comes from both annotators' frequencies: the sum over labels of their product"},
     "test_kappa_leaves_out_what_one_did_not_rate": {"": "None is no label: drop these items before counting anything"},
     "test_the_batch_loss_reads_each_answer_at_its_last_token": {
+        'metrics["n_tokens"]': "the items of this mean are the pairs, so n_tokens counts pairs",
         "": "attention_mask does not reach last_scores, so padding is read"},
     "test_a_tie_is_no_win": {"": "accuracy counts chosen strictly above rejected"},
     "test_known_losses": {"1.31326": "the sign: the loss has to fall as chosen minus rejected grows"},
