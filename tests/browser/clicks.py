@@ -136,7 +136,7 @@ def gold_scores(out, seed, n=200):
             **{f"{name}_interval": list(bootstrap_interval(values)) for name, values in found.items()}}
 
 
-def run(out, seeds=(0, 1, 2), n=200):
+def run(out, seeds=(0, 1, 2, 3, 4), n=200):
     """Measure each seed that is not yet in `out`, print a line for each and the mean; returns {"seeds", "mean"}."""
     found = []
     for seed in seeds:
@@ -164,7 +164,7 @@ def intervals(measures):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, help="the folder for the results; goes on with what is in it")
-    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2, 3, 4))
     parser.add_argument("--clicks", dest="n", metavar="N", type=int, default=200)
     run(**vars(parser.parse_args()))
 
