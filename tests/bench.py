@@ -148,16 +148,19 @@ def ppo(iterations=4, batch_size=64):
             **{f"  of it {part}": value / total for part, value in times.items()}}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(*parts, about=__doc__):
+    """Run some measures, print their figures, and write them to --json. parts: functions that give {name: figure}."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--only", choices=[part.__name__ for part in parts], help="one of them")
     parser.add_argument("--threads", type=int, default=None, help="of PyTorch (default: its own choice)")
     parser.add_argument("--json", help="a file for the figures")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     figures = {}
-    for measure in (decoder, encoder, probe, cache, ppo):
-        figures |= measure()
+    for part in parts:
+        if options.only in (None, part.__name__):
+            figures |= part()
     print(f"{date.today()}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     width = max(map(len, figures))
     print("\n".join(f"{name:{width}}  {value:10.3f}" for name, value in figures.items()))
@@ -166,4 +169,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(decoder, encoder, probe, cache, ppo)

@@ -5,13 +5,8 @@ peak memory of a LoRA step, in a fresh process each, by what is computed of the 
 requirements-real.txt with its packages, and tests/peers/requirements.txt. Ratios are what to compare. Linux only.
 """
 
-import argparse
-import json
-import platform
 import statistics
 import time
-from datetime import date
-from pathlib import Path
 
 import torch
 
@@ -19,6 +14,7 @@ from minift.core.export import their_config, their_tensors
 from minift.core.generate import stream
 from minift.core.pretrained import load_pretrained
 from minift.datasets.chat import encode_prompt
+from tests.bench import main
 from tests.children import measure
 
 PROMPT = "Describe a walk along the sea in winter."
@@ -107,24 +103,5 @@ def memory(rows=4, length=256, prompt=128):
     return figures
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("chat", "memory"), help="one of the two")
-    parser.add_argument("--threads", type=int, default=None, help="of PyTorch (default: its own choice)")
-    parser.add_argument("--json", help="a file for the figures")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    figures = {}
-    for part in (chat, memory):
-        if options.only in (None, part.__name__):
-            figures |= part()
-    print(f"{date.today()}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    width = max(map(len, figures))
-    print("\n".join(f"{name:{width}}  {value:10.3f}" for name, value in figures.items()))
-    if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    main(chat, memory, about=__doc__)

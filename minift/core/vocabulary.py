@@ -6,6 +6,7 @@ TinyLlama), normalisers, adding <bos> (a chat's format says where it belongs).
 """
 
 import warnings
+from contextlib import contextmanager
 
 from minift.core import wordpiece
 from minift.core.chat_format import plain_format, recognise
@@ -26,22 +27,31 @@ class Unreadable(Exception):
     """A tokenizer that works in a way which minift does not have; the message says which."""
 
 
+@contextmanager
+def told(where):
+    """A tokenizer that minift does not have becomes a warning, and what does not fit together a MiniftError."""
+    try:
+        yield
+    except Unreadable as error:
+        warnings.warn(f"{where}: the model is opened without its tokenizer, because {error}", stacklevel=4)
+    except MiniftError:
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise MiniftError(f"the tokenizer in {where} is corrupted ({error!r}); download it again") from error
+
+
 def read_tokenizer(folder, config):
     """The Tokenizer of a Hugging Face folder; None without one, or, with a warning, when it works in another way.
 
     config: of config.json, which may name the end token.
     """
-    try:
+    with told(folder):
         if (folder / "tokenizer.json").exists():
             return from_json(folder, config)
         if (folder / "vocab.txt").exists():
             lines = read_bytes(folder / "vocab.txt").decode("utf-8").removesuffix("\n").split("\n")
             lower = read_settings(folder).get("do_lower_case", True)
             return make_wordpiece({token.removesuffix("\r"): i for i, token in enumerate(lines)}, lower)
-    except Unreadable as error:
-        warnings.warn(f"{folder}: the model is opened without its tokenizer, because {error}", stacklevel=2)
-    except (KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError) as error:
-        raise MiniftError(f"the tokenizer in {folder} is corrupted ({error!r}); download it again") from error
     return None
 
 
@@ -83,12 +93,8 @@ def from_gguf(fields, where):
     """The Tokenizer in a .gguf file's metadata (name -> value); None without one, or, with a warning, for another."""
     if "tokenizer.ggml.model" not in fields:
         return None
-    try:
+    with told(where):
         return from_fields({name.removeprefix("tokenizer."): value for name, value in fields.items()})
-    except Unreadable as error:
-        warnings.warn(f"{where}: the model is opened without its tokenizer, because {error}", stacklevel=2)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise MiniftError(f"the tokenizer in {where} is corrupted ({error!r}); download it again") from error
     return None
 
 

@@ -8,6 +8,7 @@ training and in use. Left out: tools, images.
 
 import re
 
+from minift.core.chat_format import MINIFT
 from minift.errors import MiniftError
 
 ROLES = ("system", "user", "assistant")
@@ -24,24 +25,26 @@ def encode_chat(tokenizer, messages, add_generation_prompt=False):
     check_messages(messages)
     if add_generation_prompt and messages[-1]["role"] != "user":
         raise MiniftError(f"a prompt must end with a user turn; its last role is {messages[-1]['role']!r}")
-    if tokenizer.chat is None:
+    chat = getattr(tokenizer, "chat", MINIFT)           # a tokenizer that says nothing of chats gets minift's own form
+    if chat is None:
         raise MiniftError("this model's chat template is none that minift knows (ChatML, Llama 3); give it plain "
                           'texts, {"text"}, or take another model')
     input_ids, response_mask = [], []
-    for text, written in segments(tokenizer, messages, add_generation_prompt):
+    for text, written in segments(tokenizer, chat.pieces(messages, add_generation_prompt)):
         ids = [text] if isinstance(text, int) else tokenizer.encode(text)
         input_ids += ids
         response_mask += [written] * len(ids)
     return input_ids, response_mask
 
 
-def segments(tokenizer, messages, add_generation_prompt):
+def segments(tokenizer, pieces):
     """Yield (id of a special token, or a text, written by the model?) in order; MiniftError: there is no such token.
 
-    Texts that stand side by side and are not the model's are one, as other programs encode the conversation.
+    pieces: of a ChatFormat. Texts that stand side by side and are not the model's are one, as other programs encode
+    the conversation.
     """
     waiting = ""
-    for text, of_template, written in tokenizer.chat.pieces(messages, add_generation_prompt):
+    for text, of_template, written in pieces:
         for part in filter(None, SPECIAL.split(text)) if of_template else [text]:
             special = of_template and bool(SPECIAL.fullmatch(part))
             if special or written:

@@ -3,6 +3,8 @@
 Left out: a search for the best learning rate of each way, and validation (each takes the weights of the last step).
 """
 
+from statistics import fmean
+
 import torch
 
 from minift.core.checkpoint import load_model
@@ -32,7 +34,7 @@ def fit(base, rows, seed, steps=STEPS):
     torch.manual_seed(seed)
     model, tokenizer = load_model(base)
     examples = encode_examples([encode_chat(tokenizer, row["messages"]) for row in rows], model.config.context_length)
-    length = mean(len(example["input_ids"]) for example in examples)
+    length = fmean(len(example["input_ids"]) for example in examples)
     tune(model, tokenizer, examples, max(1, round(TOKENS_A_STEP / length)), steps, seed)
     return model.eval(), tokenizer
 
@@ -61,10 +63,10 @@ def score(model, tokenizer, rows):
     by_cluster = {}
     for row, hit in zip(rows, hits):
         by_cluster.setdefault(row["cluster"], []).append(hit)
-    return {"exact": mean(hits),
-            "rouge": mean(rouge_l(answer.text, row["right"]) for answer, row in zip(answers, rows)),
-            "ended": mean(answer.ended for answer in answers),
-            "clusters": {name: mean(by_cluster[name]) for name in sorted(by_cluster)}}
+    return {"exact": fmean(hits),
+            "rouge": fmean(rouge_l(answer.text, row["right"]) for answer, row in zip(answers, rows)),
+            "ended": fmean(answer.ended for answer in answers),
+            "clusters": {name: fmean(by_cluster[name]) for name in sorted(by_cluster)}}
 
 
 def diversity(rows):
@@ -77,9 +79,4 @@ def diversity(rows):
     for turn in turns:
         pool.add(turn)
     return {"distinct_2": distinct_n([message["content"] for row in rows for message in row["messages"]], 2),
-            "nearest": mean(pool.nearest(turn, skip=i) for i, turn in enumerate(turns))}
-
-
-def mean(values):
-    values = list(values)
-    return sum(values) / len(values)
+            "nearest": fmean(pool.nearest(turn, skip=i) for i, turn in enumerate(turns))}

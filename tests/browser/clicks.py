@@ -38,19 +38,26 @@ DPO = ("--epochs", "4", "--lr", "1e-4", "--beta", "0.2")
 
 
 @contextmanager
-def page_of(*arguments):
-    """The page that `label compare` serves with these arguments, opened by Ada in Chromium."""
+def chromium():
+    """A browser without a window."""
     from playwright.sync_api import sync_playwright
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def page_of(browser, *arguments):
+    """The page that `label compare` serves with these arguments, opened by Ada."""
     command = [sys.executable, "-m", "minift", "label", "compare", *map(str, arguments)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     try:
         address = next(line.split()[-1] for line in server.stdout if line.startswith("the page"))
-        with sync_playwright() as driver:
-            browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-            page = browser.new_page()
-            page.goto(f"{address}&name=Ada")
-            yield page
-            browser.close()
+        page = browser.new_page()
+        page.goto(f"{address}&name=Ada")
+        yield page
+        page.close()
     finally:
         server.terminate()          # every choice is on the disk
         server.wait()
@@ -83,8 +90,8 @@ def run_seed(out, seed, n):
         minift("tour", "--stages", "sft", "--seed", seed, "--out", out / "tour")
     requests = story_requests(n + n // 5, seed, "clicks")       # some pairs are alike, and left out
     write_jsonl(out / "prompts.jsonl", [{"prompt": prompt} for prompt, _ in requests])
-    with page_of("--model", sft, "--prompts", out / "prompts.jsonl", "--out", prefs, "--temperature", TEMPERATURE,
-                 "--max-new-tokens", STORY_TOKENS, "--seed", seed) as page:
+    answers = ("--model", sft, "--prompts", out / "prompts.jsonl", "--max-new-tokens", STORY_TOKENS, "--seed", seed)
+    with chromium() as browser, page_of(browser, *answers, "--temperature", TEMPERATURE, "--out", prefs) as page:
         click(page, gold(requests), n, NOISE, seed)
     minift("reward", "--model", sft, "--data", prefs, "--out", out / "reward", "--seed", seed, *REWARD, "--overwrite")
     minift("dpo", "--model", sft, "--data", prefs, "--out", out / "dpo", "--seed", seed, *DPO, "--overwrite")
@@ -136,7 +143,7 @@ def gold_scores(out, seed, n=200):
             **{f"{name}_interval": list(bootstrap_interval(values)) for name, values in found.items()}}
 
 
-def run(out, seeds=(0, 1, 2), n=200):
+def run(out, seeds=(0, 1, 2, 3, 4), n=200):
     """Measure each seed that is not yet in `out`, print a line for each and the mean; returns {"seeds", "mean"}."""
     found = []
     for seed in seeds:
@@ -164,7 +171,7 @@ def intervals(measures):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, help="the folder for the results; goes on with what is in it")
-    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2, 3, 4))
     parser.add_argument("--clicks", dest="n", metavar="N", type=int, default=200)
     run(**vars(parser.parse_args()))
 

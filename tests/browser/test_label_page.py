@@ -243,11 +243,13 @@ def test_two_people_in_turn(tmp_path, visit):
     out = tmp_path / "prefs.jsonl"
     with serving(comparing(out)) as server:
         ada, ben = visit(server.url("Ada")), visit(server.url("Ben"))
-        for i in range(1, 5):
-            ada.keyboard.press("ArrowLeft")
-            ben.keyboard.press("ArrowRight")
+        for i in range(4):
             count(ada, f"{i} of 24")
             count(ben, f"{i} of 24")
+            ada.keyboard.press("ArrowLeft")
+            ben.keyboard.press("ArrowRight")
+        count(ada, "4 of 24")
+        count(ben, "4 of 24")
         ada.keyboard.press("u")
         count(ada, "3 of 24")
         ben.keyboard.press("s")
@@ -261,13 +263,14 @@ def liked(request, answer):
     return len(answer.split()) // 4
 
 
-def test_clicks_on_the_real_page_train_a_reward_model_and_a_policy(tmp_path, click=clicks.click):
+def test_clicks_on_the_real_page_train_a_reward_model_and_a_policy(tmp_path, browser, click=clicks.click):
     """The command serves what a model wrote; a person who likes many words, read off the page, presses arrow keys, is
     stopped and comes back; the file says what was liked, and `reward` and `dpo` train on it."""
     model, prompts, out = save_tiny(tmp_path / "model"), tmp_path / "prompts.jsonl", tmp_path / "prefs.jsonl"
     write_jsonl(prompts, [{"prompt": f"Story {i}?"} for i in range(12)])
     for n in (5, 10):
-        with clicks.page_of("--model", model, "--prompts", prompts, "--out", out, "--max-new-tokens", 24) as page:
+        given = ("--model", model, "--prompts", prompts, "--out", out, "--max-new-tokens", 24)
+        with clicks.page_of(browser, *given) as page:
             click(page, liked, n, noise=0, seed=0)
         assert len(rows_of(out)) + len(undecided(out)) == n
     assert rows_of(out) and all(liked("", row["chosen"]) > liked("", row["rejected"]) for row in rows_of(out))

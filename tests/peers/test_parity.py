@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from minift.core.generate import generate
 from minift.core.heads import LanguageModel
 from minift.core.transformer import Transformer, TransformerConfig
+from tests.peers.shaken import shaken
 
 transformers = pytest.importorskip(
     "transformers", reason="transformers is missing: pip install -r tests/peers/requirements.txt compares with it")
@@ -69,16 +70,6 @@ def gpt2():
         return out
 
     return theirs, ours, convert
-
-
-def shaken(model):
-    """Norm weights and biases away from 1 and 0, so that a forgotten or exchanged one shows."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() == 1:
-                p.add_(0.2 * torch.randn(p.shape, generator=generator))
-    return model
 
 
 CASES = {

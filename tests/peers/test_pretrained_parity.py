@@ -13,6 +13,7 @@ from minift.core import families, pretrained
 from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel
 from minift.errors import MiniftError
 from minift.methods.mlm import mlm_loss
+from tests.peers.shaken import shaken
 
 transformers = pytest.importorskip(
     "transformers", reason="transformers is missing: pip install -r tests/peers/requirements.txt compares with it")
@@ -55,21 +56,11 @@ MODELS = {
 WARN = {"bert next sentence", "bare bert"}
 
 
-def shaken(model):
-    """Norms and biases away from 1 and 0, so that a forgotten or exchanged one shows."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() == 1:
-                p.add_(0.2 * torch.randn(p.shape, generator=generator))
-    return model.eval()
-
-
 @pytest.fixture(params=MODELS)
 def pair(request, tmp_path):
     """(ours, theirs): theirs saved and opened again, in several files where it is no bare body."""
     torch.manual_seed(0)
-    theirs = shaken(MODELS[request.param]())
+    theirs = shaken(MODELS[request.param]()).eval()
     theirs.save_pretrained(tmp_path, max_shard_size="40kB" if "bare" not in request.param else "1GB")
     assert (tmp_path / "model.safetensors.index.json").exists() == ("bare" not in request.param)
     if request.param in WARN:
@@ -166,7 +157,7 @@ def test_what_is_not_ours_is_refused_by_name(tmp_path, change, says, load_pretra
 def test_older_configs_spell_rope_otherwise(tmp_path, load_pretrained=pretrained.load_pretrained):
     """rope_theta and rope_scaling at the top, as transformers 4 wrote them, mean what rope_parameters mean."""
     torch.manual_seed(0)
-    theirs = shaken(llama(2, rope_parameters=LLAMA3))
+    theirs = shaken(llama(2, rope_parameters=LLAMA3)).eval()
     theirs.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     del config["rope_parameters"]

@@ -143,6 +143,16 @@ def test_a_vocabulary_out_of_order_is_left_out(tmp_path, read_tokenizer=vocabula
         assert read_tokenizer(tmp_path, {}) is None
 
 
+def test_a_merge_of_three_parts_is_damage(tmp_path, read_tokenizer=vocabulary.read_tokenizer):
+    """One sentence with the folder's name, not a traceback."""
+    saved(tmp_path, trained("gpt2"))
+    stored = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    stored["model"]["merges"][3] = ["a", "b", "c"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(MiniftError, match=f"{tmp_path.name} is corrupted"):
+        read_tokenizer(tmp_path, {})
+
+
 # ---- WordPiece ----
 
 
