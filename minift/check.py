@@ -209,7 +209,8 @@ def report(laws, functions, hints=True):
         return "\n".join([f"{names}: not written yet. The laws to keep:", *(entry("-", law) for law in laws)])
     failures = [law.failures[0] for law in laws if law.failures]
     n_held = sum(not law.failures and not law.skipped for law in laws)
-    lines, said = [f"{names}: {n_held} of {len(laws)} laws {'hold' if len(laws) > 1 else 'holds'}"], set()
+    noun, verb = "law" if n_held == len(laws) == 1 else "laws", "holds" if n_held == 1 else "hold"
+    lines, said = [f"{names}: {n_held} of {len(laws)} {noun} {verb}"], set()
     for law in laws:
         lines.append(entry("FAILS" if law.failures else "skipped" if law.skipped else "holds", law))
         for i, line in enumerate(law.failures[0].lines if law.failures else ()):

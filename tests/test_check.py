@@ -32,6 +32,16 @@ def test_the_library_keeps_its_laws(capsys):
     assert "laws hold" in said(capsys, read_jsonl=jsonl.read_jsonl)
 
 
+@pytest.mark.parametrize("n_laws, n_held, says", [(1, 1, "1 of 1 law holds"), (1, 0, "0 of 1 laws hold"),
+                                                  (3, 1, "1 of 3 laws holds"), (3, 2, "2 of 3 laws hold")])
+def test_the_heading_counts_the_laws_that_hold(n_laws, n_held, says):
+    """The first line gives the number of laws kept and of all, in the singular where there is one."""
+    failure = module.Failure(["found: 1"], unwritten=False, printed="")
+    laws = [module.Law("test_f.py", "test_f", "A law.", frozenset("f"), 1, [failure] * (i >= n_held))
+            for i in range(n_laws)]
+    assert module.report(laws, {"f": abs}).startswith(f"f: {says}\n")
+
+
 def test_a_wrong_function_is_told_why(capsys):
     """Under a failed law stand the test's line, the values found and expected, and the mistake that it looks like."""
     text = said(capsys, token_logprobs=unshifted)
