@@ -175,6 +175,9 @@ def compared(excinfo, message):
             text, expected = digits(pair["actual"]), digits(pair["expected"])
             most = f"{(pair['actual'] - pair['expected']).abs().max():.1g}" if text == expected else ""
             return f"{text}; expected: {expected}" + (f", they differ by up to {most}" if most else "")
+    refused = re.search(r"Expected regex: (.*)\n +Actual message: (.*)", message)
+    if refused:
+        return f"the error is right, but its message must hold {refused[1]}; it is {one_line(refused[2])}"
     noise = ("+", "-", "?", "Use -v", "Full diff")
     kept = [line for line in message.splitlines() if not line.lstrip().startswith(noise)]
     text = one_line(" ".join(kept)).removeprefix("assert ").partition(" comparison failed")[0]    # the rest repeats it

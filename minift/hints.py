@@ -17,6 +17,8 @@ HINTS = {
         "1.7482": "a shift by one as in a decoder: here each place predicts itself",
         "0.69314": "a mean over all places: only the selected ones count"},
     "test_other_logits_do_not_matter": {
+        "torch.equal(loss, mlm_loss(": "logits of places that nobody asks for reach it, by a shift or as 0 * NaN: "
+                                       "pick the selected ones",
         "changed.grad": "logits of places that nobody asks for are computed with (0 * NaN is NaN): pick the selected "
                         "rows of logits first"},
     "test_nothing_selected_is_zero": {
@@ -29,6 +31,7 @@ HINTS = {
     "test_the_worked_optimum": {
         "0.866813": "the reference is left out: each answer keeps its weight ref, times exp(reward / beta)",
         "0.661782": "rewards are multiplied by beta; a low price of KL must make them count more, so divide",
+        "0.88938": "the reference comes as logarithms: log ref + reward / beta, or ref * exp(reward / beta)",
         "3.69452": "not divided by Z: the probabilities must sum to 1"},
     "test_best_of_n_by_brute_force": {
         "": "ties: answers of equal reward share one level's probability, in proportion to ref"},
@@ -98,12 +101,15 @@ HINTS = {
         "0.575646": "divided by all positions instead of by the learned ones"},
     "test_every_token_counts_the_same": {
         "1.5": "a mean of the responses' means: a token of a short response counts more; one mean over all tokens"},
+    "test_logits_that_predict_no_response_do_not_matter": {
+        "": "what is not learned reaches the loss, as 0 * NaN or without the shift: pick the learned places first"},
     "test_nothing_to_learn_is_zero": {"nan": "a mean over nothing is 0 / 0: with no label to learn the loss is 0"},
     # instruction data
     "test_rouge_l_by_hand": {"": "an F1 score: 2 LCS / (words + words), of words(text), and 0 where one has no word"},
     "test_the_common_subsequence_is_the_longest": {
         "": "words in the same order, but not necessarily side by side: a table over both texts, row by row"},
     "test_simulated_annotators_err_as_planned": {
+        "is None for x in said": "missing is the share of ratings that are left out, as None",
         "": "the row of the matrix belongs to the right label, the column to what is said; draw from the seed"},
     "test_annotators_do_not_copy_one_another": {
         "": "one random generator for all annotators: started anew for each, they err on the same items"},
@@ -117,7 +123,12 @@ HINTS = {
         'metrics["n_tokens"]': "the items of this mean are the pairs, so n_tokens counts pairs",
         "": "attention_mask does not reach last_scores, so padding is read"},
     "test_a_tie_is_no_win": {"": "accuracy counts chosen strictly above rejected"},
-    "test_known_losses": {"1.31326": "the sign: the loss has to fall as chosen minus rejected grows"},
+    "test_known_losses": {
+        "1.31326": "the sign: the loss has to fall as chosen minus rejected grows",
+        "0.20141": "the margin is what chosen has to win by, so it is subtracted"},
+    "test_a_mean_over_pairs": {"0.75345": "a sum over the pairs; the loss is their mean"},
+    "test_a_hopeless_pair_is_finite": {
+        "inf": "log(sigmoid(x)) is log(0) for a large negative x: logsigmoid(x) does both in one step"},
     "test_win_rate_counts_ties_half": {
         "": "a tie counts half a win, for each of the two",
         "DID NOT RAISE": "NaN compares as false with everything, so it would count as a loss without a word"},
