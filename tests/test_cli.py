@@ -623,6 +623,7 @@ def short(line):
         "label": "",
         "templates": "",
         "check-data": "",
+        "lesson": "",
     }
     return words + more.get(words[0], "--steps 2 --batch-size 4").split()
 

@@ -158,6 +158,7 @@ def test_what_is_imported_exists(path):
                         importlib.import_module(f"{node.module}.{alias.name}")
 
 
+@cache
 def taught_names():
     """Every name that some lesson imports from minift."""
     nodes = [node for path in LESSONS for source in code(path) for node in ast.walk(ast.parse(source))]
