@@ -80,7 +80,7 @@ def write_notebook(notebook, path):
         if [cell["source"] for cell in old] == [cell["source"] for cell in new]:
             for before, after in zip(old, new):
                 after.update(outputs=before["outputs"], execution_count=before["execution_count"])
-    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def run(paths):
