@@ -20,7 +20,7 @@ from pygments.lexers import PythonLexer
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = HtmlFormatter(style="default")
 CSS = COLOURS.get_style_defs(".highlight") + """
-body { max-width: 60rem; margin: 0 auto; padding: 1rem 1.2rem 4rem; background: #fff; color: #1a1a1a;
+body { max-width: 66rem; margin: 0 auto; padding: 1rem 1.2rem 4rem; background: #fff; color: #1a1a1a;
        font: 17px/1.6 Georgia, "Times New Roman", serif; }
 .text_cell_render > p, li { max-width: 46rem; }
 h1, h2, h3, nav, th { font-family: "Segoe UI", "Helvetica Neue", Arial, sans-serif; line-height: 1.25; }
@@ -32,9 +32,10 @@ pre, code { font-family: "DejaVu Sans Mono", Consolas, Menlo, monospace; font-si
 code { background: #f2f2f2; padding: 0.05rem 0.25rem; border-radius: 3px; } pre code { background: none; padding: 0; }
 pre { margin: 0; overflow-x: auto; }
 .jp-InputArea-editor, .input .highlight { background: #f5f7fa; border-left: 3px solid #00529b; padding: 0.6rem 0.8rem; }
+ul.contents { list-style: none; padding: 0; }
 .cell { margin: 0.9rem 0; } .output_area { padding: 0.5rem 0.8rem; } .output_area pre { white-space: pre-wrap; }
 .output_html pre { white-space: pre; } .prompt { display: none; }
-.text_cell_render > pre, li pre { background: #f5f7fa; padding: 0.6rem 0.8rem; }
+.text_cell_render .highlight, .text_cell_render > pre, li pre { background: #f5f7fa; padding: 0.6rem 0.8rem; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 0.92rem; display: block; overflow-x: auto; }
 th, td { border: 1px solid #ccc; padding: 0.3rem 0.6rem; text-align: left; vertical-align: top; }
 @media print { nav { display: none; } body { font-size: 11pt; } pre { white-space: pre-wrap; } }
@@ -61,7 +62,7 @@ def write(lessons, out):
         neighbours = [lessons[i] if 0 <= i < len(lessons) else None for i in (number - 1, number + 1)]
         put(out / f"{path.stem}.html", title_of(path), relink(body, linked), navigation(*neighbours))
     index = markdown2html((ROOT / "lessons" / "README.md").read_text(encoding="utf-8"))
-    put(out / "index.html", "minift: the lessons", relink(index, linked), "")
+    put(out / "index.html", "minift: the lessons", contents(lessons) + relink(index, linked), "")
     for name in sorted(linked):
         copy(name, out / "source")
     print(f"{len(lessons)} lessons and {len(linked)} sources in {out}; open {out / 'index.html'}")
@@ -81,9 +82,15 @@ def title_of(path):
 
 def navigation(before, after):
     """Links to the lessons before and after, and to the list of all."""
-    links = [f'<a href="{path.stem}.html">{mark}{html.escape(title_of(path))}</a>' if path else "<span></span>"
-             for path, mark in ((before, "&larr; "), (after, "&rarr; "))]
+    links = [f'<a href="{path.stem}.html">{left}{html.escape(title_of(path))}{right}</a>' if path else "<span></span>"
+             for path, left, right in ((before, "&larr; ", ""), (after, "", " &rarr;"))]
     return f'<nav>{links[0]}<a href="index.html">all lessons</a>{links[1]}</nav>'
+
+
+def contents(lessons):
+    """The list of the lessons with their titles, for the first page."""
+    items = (f'<li><a href="{path.stem}.html">{html.escape(title_of(path))}</a></li>' for path in lessons)
+    return f'<h1>Fine-tuning from scratch</h1>\n<ul class="contents">{"".join(items)}</ul>\n'
 
 
 def relink(body, linked):

@@ -154,13 +154,17 @@ def explain(law, excinfo, signatures):
     refusal_missing = excinfo.errisinstance(pytest.fail.Exception)
     if not excinfo.errisinstance(AssertionError) and not refusal_missing:
         return lines + [f"error: {excinfo.typename}: {one_line(message)}", *own_line(excinfo),
-                        *remedies(excinfo, message, signatures)]
+                        *remedies(excinfo, message, signatures), *other_error(excinfo, here)]
     if refusal_missing:
-        return lines + [f"found: {one_line(message)} (what should be refused with an error is let pass)"]
+        found = f"{one_line(message)} (what should be refused with an error is let pass)"
+    else:
+        found = compared(excinfo, message)
     hints = HINTS.get(law.name, {})
-    hint = next((hint for part, hint in hints.items() if part and part in " ".join([*lines, message])), hints.get(""))
-    return lines + [f"found: {compared(excinfo, message)}", *remedies(excinfo, message, signatures),
-                    *([HINT + hint] if hint and "None" not in message else [])]
+    all_said = " ".join([*lines, message, found])
+    hint = next((hint for part, hint in hints.items() if part and part in all_said),
+                None if refusal_missing else hints.get(""))
+    return lines + [f"found: {found}", *remedies(excinfo, message, signatures),
+                    *([HINT + hint] if hint and "None" not in found else [])]
 
 
 def compared(excinfo, message):
@@ -168,11 +172,16 @@ def compared(excinfo, message):
     for entry in excinfo.traceback:
         pair = entry.frame.f_locals if entry.name == "assert_close" else {}
         if all(hasattr(pair.get(name), "tolist") and pair[name].numel() <= 12 for name in ("actual", "expected")):
-            return f"{digits(pair['actual'])}; expected: {digits(pair['expected'])}"
+            text, expected = digits(pair["actual"]), digits(pair["expected"])
+            most = f"{(pair['actual'] - pair['expected']).abs().max():.1g}" if text == expected else ""
+            return f"{text}; expected: {expected}" + (f", they differ by up to {most}" if most else "")
+    refused = re.search(r"Expected regex: (.*)\n +Actual message: (.*)", message)
+    if refused:
+        return f"the error is right, but its message must hold {refused[1]}; it is {one_line(refused[2])}"
     noise = ("+", "-", "?", "Use -v", "Full diff")
     kept = [line for line in message.splitlines() if not line.lstrip().startswith(noise)]
     text = one_line(" ".join(kept)).removeprefix("assert ").partition(" comparison failed")[0]    # the rest repeats it
-    return text or "the values differ"
+    return text.removeprefix("(" * (text.count("(") > text.count(")"))) or "the values differ"
 
 
 def digits(tensor):
@@ -197,6 +206,14 @@ def remedies(excinfo, message, signatures):
     return []
 
 
+def other_error(excinfo, here):
+    """Says so when the test expects a MiniftError and another error came."""
+    before = linecache.getline(str(here[-1].path), here[-1].lineno) if here else ""     # the line above the call
+    if "pytest.raises(MiniftError" in before and not excinfo.errisinstance(MiniftError):
+        return ["an error is right here, but it must be a MiniftError (minift.errors)"]
+    return []
+
+
 def one_line(text, most=300):
     text = " ".join(str(text).split())
     return text if len(text) <= most else text[:most - 4] + " ..."
@@ -209,13 +226,16 @@ def report(laws, functions, hints=True):
         return "\n".join([f"{names}: not written yet. The laws to keep:", *(entry("-", law) for law in laws)])
     failures = [law.failures[0] for law in laws if law.failures]
     n_held = sum(not law.failures and not law.skipped for law in laws)
-    lines, said = [f"{names}: {n_held} of {len(laws)} laws {'hold' if len(laws) > 1 else 'holds'}"], set()
+    noun, verb = "law" if n_held == len(laws) == 1 else "laws", "holds" if n_held == 1 else "hold"
+    lines, said = [f"{names}: {n_held} of {len(laws)} {noun} {verb}"], set()
     for law in laws:
         lines.append(entry("FAILS" if law.failures else "skipped" if law.skipped else "holds", law))
         for i, line in enumerate(law.failures[0].lines if law.failures else ()):
             some = f" ({len(law.failures)} of {law.n_cases} cases)" if i == 0 and law.n_cases > 1 else ""
+            again = " (as above)" if i == 0 and said.issuperset(law.failures[0].lines[1:] or [line]) else ""
             if line not in said and (hints or not line.startswith(HINT)):
-                lines.append(textwrap.fill(line + some, WIDTH, initial_indent=" " * 9, subsequent_indent=" " * 13))
+                lines.append(textwrap.fill(line + some + again, WIDTH, initial_indent=" " * 9,
+                                           subsequent_indent=" " * 13))
             said.add(line)
     printed = failures[0].printed.rstrip() if failures else ""
     return "\n".join(lines + ([f"\nYour function printed:\n{printed}"] if printed else []))

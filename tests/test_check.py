@@ -32,6 +32,16 @@ def test_the_library_keeps_its_laws(capsys):
     assert "laws hold" in said(capsys, read_jsonl=jsonl.read_jsonl)
 
 
+@pytest.mark.parametrize("n_laws, n_held, says", [(1, 1, "1 of 1 law holds"), (1, 0, "0 of 1 laws hold"),
+                                                  (3, 1, "1 of 3 laws holds"), (3, 2, "2 of 3 laws hold")])
+def test_the_heading_counts_the_laws_that_hold(n_laws, n_held, says):
+    """The first line gives the number of laws kept and of all, in the singular where there is one."""
+    failure = module.Failure(["found: 1"], unwritten=False, printed="")
+    laws = [module.Law("test_f.py", "test_f", "A law.", frozenset("f"), 1, [failure] * (i >= n_held))
+            for i in range(n_laws)]
+    assert module.report(laws, {"f": abs}).startswith(f"f: {says}\n")
+
+
 def test_a_wrong_function_is_told_why(capsys):
     """Under a failed law stand the test's line, the values found and expected, and the mistake that it looks like."""
     text = said(capsys, token_logprobs=unshifted)
@@ -79,6 +89,27 @@ def test_refusals_are_laws_too(capsys):
     text = said(capsys, pad=lambda rows, pad_value, side="right", length=None: batches.pad(
         rows, pad_value, "left" if side == "left" else "right", None))
     assert "DID NOT RAISE" in text and "let pass" in text and "laws hold" in text
+
+
+def test_a_refusal_of_another_kind_is_told_apart(capsys):
+    """Another error than MiniftError, and a message without the words that the law asks for, are named as such."""
+    def refusing(error, words):
+        def make_labels(input_ids, response_mask):
+            if len(input_ids) != len(response_mask):
+                raise error(words)
+            return [i if mine else -100 for i, mine in zip(input_ids, response_mask)]
+        return " ".join(said(capsys, make_labels=make_labels).split())
+    assert "it must be a MiniftError (minift.errors)" in refusing(ValueError, "response_mask is short")
+    assert "message must hold 'response_mask'; it is 'too short'" in refusing(MiniftError, "too short")
+    assert "1 of 1 law holds" in refusing(MiniftError, "response_mask is short")
+
+
+def test_what_was_said_is_pointed_to(capsys):
+    """A second law that fails for the same reason says so; numbers that print alike are told apart."""
+    text = said(capsys, perplexity=lambda nll_sum, n_tokens: n_tokens / 0)
+    assert text.count("(as above)") == 1 and text.count("error: TypeError") == 1
+    text = said(capsys, token_logprobs=lambda logits, input_ids: logprobs.token_logprobs(logits.float(), input_ids))
+    assert "they differ by up to" in text and "arithmetic in float32" in text
 
 
 def test_unknown_names_are_refused():

@@ -158,6 +158,7 @@ def test_what_is_imported_exists(path):
                         importlib.import_module(f"{node.module}.{alias.name}")
 
 
+@cache
 def taught_names():
     """Every name that some lesson imports from minift."""
     nodes = [node for path in LESSONS for source in code(path) for node in ast.walk(ast.parse(source))]
@@ -207,6 +208,7 @@ def test_a_lesson_opens_by_its_number(capsys, monkeypatch):
     monkeypatch.setattr(job.subprocess, "run", lambda command, check: started.append(command))
     monkeypatch.setattr(job, "find_spec", lambda name: name == "notebook" or None)
     assert main(["lesson", "1"]) == 0 and started[0][1:3] == ["-m", "notebook"] and "01_" in started[0][3]
+    assert main(["lesson", "1", "--", "--no-browser"]) == 0 and started.pop()[4:] == ["--no-browser"]
     assert main(["lesson", "--list"]) == 0 and "  1  Tokens" in capsys.readouterr().out
     assert main(["lesson", "99"]) == 2 and "there is no lesson 99" in capsys.readouterr().err
     monkeypatch.setattr(job, "find_spec", lambda name: None)

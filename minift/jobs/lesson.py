@@ -26,7 +26,7 @@ def lesson(options):
     if program is None:
         raise MiniftError("Jupyter is not installed: pip install -r requirements-lessons.txt, or open "
                           f"{lessons[options.number]} in VS Code or Colab")
-    subprocess.run([sys.executable, "-m", program, str(lessons[options.number])], check=False)
+    subprocess.run([sys.executable, "-m", program, str(lessons[options.number]), *options.jupyter], check=False)
 
 
 def find_lessons():

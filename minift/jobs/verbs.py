@@ -178,6 +178,7 @@ def export(sub, verb):
 
 def lesson(sub, verb):
     sub.add_argument("number", type=add.WHOLE, nargs="?", help="of the lesson")
+    sub.add_argument("jupyter", nargs="*", metavar="-- OPTION", help="for Jupyter, such as -- --no-browser")
     add.flag(sub, "--list", "the lessons and their numbers")
 
 
