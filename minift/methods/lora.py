@@ -21,6 +21,7 @@ from minift.core.resize import resize_vocabulary, vocabulary_parameters
 from minift.errors import MiniftError
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+EMBED, OUTPUT = "body.embed.weight", "head.weight"
 
 
 class LoRALinear(nn.Module):
@@ -181,9 +182,9 @@ def base_reference(model, temperature=1.0):
     lora_layers(model)
     with_lora = make_reference(model, temperature)
 
-    def reference(input_ids, attention_mask=None):
+    def reference(input_ids, attention_mask=None, response_mask=None):
         with without_lora(model):
-            return with_lora(input_ids, attention_mask)
+            return with_lora(input_ids, attention_mask, response_mask)
     return reference
 
 
@@ -205,11 +206,15 @@ def save_adapter(model, path, base=None):
     tensors = {f"{peft_key(name, family)}.lora_{part}.weight": getattr(layer, f"lora_{part}")
                for name, layer in layers.items() for part in "AB"}
     tensors |= {peft_key(name, family): parameter for name, parameter in extras.items()}
+    tied = EMBED in extras and is_tied(model)
+    if tied:
+        tensors[peft_key(OUTPUT, family)] = extras[EMBED]                    # PEFT wants both, and this setting
     task = "CAUSAL_LM" if isinstance(model, LanguageModel) else "SEQ_CLS" if hasattr(model, "score") else None
     config = {"task_type": task, "fan_in_fan_out": family == "gpt2",        # its layers are Conv1D
               "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha, "lora_dropout": dropout,
               "target_modules": target_names(model, layers, family),
-              "modules_to_save": sorted({peft_name(name.rpartition(".")[0], family) for name in extras}) or None}
+              "modules_to_save": sorted({peft_name(name.rpartition(".")[0], family) for name in extras}) or None,
+              "ensure_weight_tying": tied}
     write_adapter(path, tensors, config, fingerprint(model, skip=tuple(extras)), family)
 
 
@@ -217,6 +222,11 @@ def extra_parameters(model):
     """plain name -> each trainable parameter that is not LoRA's: what add_lora's caller unfroze."""
     lora = {id(parameter) for layer in lora_layers(model).values() for parameter in (layer.lora_A, layer.lora_B)}
     return {name: p for name, p in plain_parameters(model).items() if p.requires_grad and id(p) not in lora}
+
+
+def is_tied(model):
+    """Is the output layer the embedding?"""
+    return isinstance(model, LanguageModel) and model.head.weight is model.body.embed.weight
 
 
 def plain_parameters(model):
@@ -248,14 +258,14 @@ def load_adapter(model, path, force=False):
     present = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
     if any(layer.merged for layer in present.values()):
         raise MiniftError("the model has a merged LoRA; call unmerge_lora(model) before loading an adapter")
-    family, embed = adapter_family(model), "body.embed.weight"
+    family = adapter_family(model)
     names, extras = match_names(model, present, tensors, config["r"], path, family)
     if "fingerprint" in metadata and not force and metadata["fingerprint"] != fingerprint(model, skip=tuple(extras)):
         raise MiniftError(f"{path} was made for a base model with other weights; load that base, or use force=True")
     if not present:
         add_lora(model, config["r"], config["lora_alpha"], tuple(names), config["lora_dropout"])
-    if embed in extras:                              # the adapter may have come with new tokens
-        resize_vocabulary(model, len(tensors[peft_key(embed, family)]))
+    if EMBED in extras:                              # the adapter may have come with new tokens
+        resize_vocabulary(model, len(tensors[peft_key(EMBED, family)]))
     parameters = plain_parameters(model)
     with torch.no_grad():
         for name in names:
@@ -286,10 +296,12 @@ def match_names(model, present, tensors, rank, path, family):
     parameters = plain_parameters(model)
     extras = [name for name in parameters if peft_key(name, family) in tensors]
     shapes |= {peft_key(name, family): tuple(parameters[name].shape) for name in extras}
-    if "body.embed.weight" in extras:
-        rows = max(model.config.vocab_size, len(tensors[peft_key("body.embed.weight", family)]))
+    embed, output, tied = peft_key(EMBED, family), peft_key(OUTPUT, family), is_tied(model)
+    if EMBED in extras:
+        rows = max(model.config.vocab_size, len(tensors[embed]))
         shapes |= {peft_key(name, family): (rows, *parameters[name].shape[1:])
                    for name in vocabulary_parameters(model) if name in extras}
+        shapes |= {output: shapes[embed]} if tied else {}                    # a copy, as PEFT writes it
     missing, unexpected = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
     if missing or unexpected or not names:
         raise MiniftError(f"{path} does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]} "
@@ -298,4 +310,7 @@ def match_names(model, present, tensors, rank, path, family):
         if tuple(tensors[key].shape) != shape:
             raise MiniftError(f"{path} was made for another model or rank: {key} is {tuple(tensors[key].shape)}, "
                               f"expected {shape}")
+    if EMBED in extras and tied and not torch.equal(tensors[embed], tensors[output]):
+        raise MiniftError(f"{path}: {output} differs from {embed}, but this model has one matrix for both; train the "
+                          "adapter with ensure_weight_tying")
     return names, extras
