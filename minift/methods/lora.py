@@ -206,15 +206,14 @@ def save_adapter(model, path, base=None):
     tensors = {f"{peft_key(name, family)}.lora_{part}.weight": getattr(layer, f"lora_{part}")
                for name, layer in layers.items() for part in "AB"}
     tensors |= {peft_key(name, family): parameter for name, parameter in extras.items()}
-    tied = EMBED in extras and is_tied(model)
-    if tied:
-        tensors[peft_key(OUTPUT, family)] = extras[EMBED]                    # PEFT wants both, and this setting
     task = "CAUSAL_LM" if isinstance(model, LanguageModel) else "SEQ_CLS" if hasattr(model, "score") else None
     config = {"task_type": task, "fan_in_fan_out": family == "gpt2",        # its layers are Conv1D
               "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha, "lora_dropout": dropout,
               "target_modules": target_names(model, layers, family),
-              "modules_to_save": sorted({peft_name(name.rpartition(".")[0], family) for name in extras}) or None,
-              "ensure_weight_tying": tied}
+              "modules_to_save": sorted({peft_name(name.rpartition(".")[0], family) for name in extras}) or None}
+    if EMBED in extras and getattr(model, "tie_embeddings", False):     # PEFT: one matrix, and yet under both names
+        config["ensure_weight_tying"] = True
+        tensors[peft_key(OUTPUT, family)] = extras[EMBED]
     write_adapter(path, tensors, config, fingerprint(model, skip=tuple(extras)), family)
 
 
@@ -222,11 +221,6 @@ def extra_parameters(model):
     """plain name -> each trainable parameter that is not LoRA's: what add_lora's caller unfroze."""
     lora = {id(parameter) for layer in lora_layers(model).values() for parameter in (layer.lora_A, layer.lora_B)}
     return {name: p for name, p in plain_parameters(model).items() if p.requires_grad and id(p) not in lora}
-
-
-def is_tied(model):
-    """Is the output layer the embedding?"""
-    return isinstance(model, LanguageModel) and model.head.weight is model.body.embed.weight
 
 
 def plain_parameters(model):
@@ -296,7 +290,7 @@ def match_names(model, present, tensors, rank, path, family):
     parameters = plain_parameters(model)
     extras = [name for name in parameters if peft_key(name, family) in tensors]
     shapes |= {peft_key(name, family): tuple(parameters[name].shape) for name in extras}
-    embed, output, tied = peft_key(EMBED, family), peft_key(OUTPUT, family), is_tied(model)
+    embed, output, tied = peft_key(EMBED, family), peft_key(OUTPUT, family), getattr(model, "tie_embeddings", False)
     if EMBED in extras:
         rows = max(model.config.vocab_size, len(tensors[embed]))
         shapes |= {peft_key(name, family): (rows, *parameters[name].shape[1:])
