@@ -48,7 +48,7 @@ def make_step(body, length):
             keys[:, :, -1:], values[:, :, -1:] = qk[:, H:], v                       # into the cache
             q = qk[:, :H].view(len(x), K, -1, E)                                    # queries that share a key in a row
             out = F.scaled_dot_product_attention(q, keys, values, seen)             # (B, K, H / K, E)
-            x = x + o_proj(out.view(x.shape))
+            x = x + o_proj(out.reshape(x.shape))
             x = x + mlp(mlp_norm(x))
         cache.length += 1
         return norm(x)[:, None]
