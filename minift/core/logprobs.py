@@ -123,16 +123,14 @@ def eval_mode(model):
 def make_reference(model, temperature=1.0):
     """A callable (input_ids, attention_mask) -> (B, T - 1) log-probabilities of `model`: no gradient, dropout off.
 
-    With a third argument, response_mask (B, T), they are 0 outside it, and the vocabulary is worked out only there.
     Its attribute `.model` is the model, so that trainers can check that the reference is not the policy itself.
     """
 
     @torch.no_grad()
-    def reference(input_ids, attention_mask=None, response_mask=None):
-        wanted = torch.ones_like(input_ids) if response_mask is None else response_mask
+    def reference(input_ids, attention_mask=None):
         with eval_mode(model):
             hidden = model.body(input_ids, attention_mask)                   # (B, T, D)
-            return response_logprobs(hidden, model.head, input_ids, wanted, temperature)
+            return response_logprobs(hidden, model.head, input_ids, torch.ones_like(input_ids), temperature)
 
     reference.model = model
     return reference

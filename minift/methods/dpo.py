@@ -96,8 +96,8 @@ def add_reference_logprobs(examples, reference, pad_id, batch_size=16, device=No
     """Run the reference once over every pair; store ref_chosen_logprobs and ref_rejected_logprobs (float sums) in each.
 
     examples: dicts of lists (chosen_input_ids, chosen_response_mask, rejected_...), changed in place and returned.
-    reference: callable (input_ids, attention_mask, response_mask) -> logprobs (B, T-1), say make_reference(model). Run
-    it again whenever the examples or the reference change: stale sums cannot be noticed later.
+    reference: callable (input_ids, attention_mask) -> logprobs (B, T-1), say make_reference(model). Run it again
+    whenever the examples or the reference change: stale sums cannot be noticed later.
     """
     if device is None and hasattr(reference, "model"):
         device = next(reference.model.parameters()).device
@@ -110,7 +110,7 @@ def add_reference_logprobs(examples, reference, pad_id, batch_size=16, device=No
         real = [torch.ones_like(row, dtype=torch.bool) for row in ids]
         input_ids = pad_sequence(ids, batch_first=True, padding_value=pad_id)    # (B, T)
         response_mask = pad_sequence(masks, batch_first=True)                    # (B, T), False where padded
-        logprobs = reference(input_ids, pad_sequence(real, batch_first=True), response_mask)    # (B, T-1)
+        logprobs = reference(input_ids, pad_sequence(real, batch_first=True))    # (B, T-1)
         sums = masked_sum(logprobs, response_mask[:, 1:], dim=1)                 # (B,)
         for (example, side), value in zip(part, sums.tolist()):
             example[f"ref_{side}_logprobs"] = value

@@ -182,9 +182,9 @@ def base_reference(model, temperature=1.0):
     lora_layers(model)
     with_lora = make_reference(model, temperature)
 
-    def reference(input_ids, attention_mask=None, response_mask=None):
+    def reference(input_ids, attention_mask=None):
         with without_lora(model):
-            return with_lora(input_ids, attention_mask, response_mask)
+            return with_lora(input_ids, attention_mask)
     return reference
 
 
