@@ -87,12 +87,15 @@ def write_notebook(notebook, path):
     """Write a notebook made from text; where only prose has changed, the outputs that are there already stay."""
     def code(cells):
         return [cell for cell in cells if cell["cell_type"] == "code"]
+
+    def sources(cells):
+        return ["".join(cell["source"]) for cell in cells[1:]]      # the first only finds minift
     if path.exists():
         old, new = code(json.loads(path.read_text(encoding="utf-8"))["cells"]), code(notebook["cells"])
-        if [cell["source"] for cell in old] == [cell["source"] for cell in new]:
+        if sources(old) == sources(new):
             for before, after in zip(old, new):
                 after.update(outputs=before["outputs"], execution_count=before["execution_count"])
-    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def run(paths):

@@ -15,8 +15,10 @@ from pathlib import Path
 REPOSITORY = ""
 if "google.colab" in sys.modules and not Path("minift").exists():
     assert os.system(f"git clone -q {REPOSITORY} minift") == 0, "set REPOSITORY to the address of minift's repository"
-places = (Path("minift").resolve(), Path.cwd(), *Path.cwd().parents)
-os.chdir(next(place for place in places if (place / "lessons" / "start.py").exists()))
+places = [place for place in (Path("minift").resolve(), Path.cwd(), *Path.cwd().parents)
+          if (place / "lessons" / "start.py").exists()]
+assert places, "a lesson needs minift beside it: open it in the folder lessons of a clone of the repository"
+os.chdir(places[0])
 sys.path.insert(0, os.getcwd())
 import lessons.start'''
 SPLIT = "<!-- cell -->"

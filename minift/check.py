@@ -164,7 +164,7 @@ def explain(law, excinfo, signatures):
     hint = next((hint for part, hint in hints.items() if part and part in all_said),
                 None if refusal_missing else hints.get(""))
     return lines + [f"found: {found}", *remedies(excinfo, message, signatures),
-                    *([HINT + hint] if hint and "None" not in message else [])]
+                    *([HINT + hint] if hint and "None" not in found else [])]
 
 
 def compared(excinfo, message):

@@ -125,6 +125,41 @@ HINTS = {
         "": "the row of the matrix belongs to the right label, the column to what is said; draw from the seed"},
     "test_annotators_do_not_copy_one_another": {
         "": "one random generator for all annotators: started anew for each, they err on the same items"},
+    # PPO
+    "test_token_rewards": {"[0.05, 1.98]": "the sign: KL is a price, so beta times the log-ratio is taken off"},
+    "test_the_score_stands_on_each_rows_last_token": {
+        "earned": "the score belongs to the last response token of its own row, which is not the last column of all"},
+    "test_at_the_reference_only_the_score_is_paid": {
+        "nan": "0 * NaN is NaN: leave out what stands outside the response with torch.where"},
+    "test_gae_known_values": {
+        "[0.40249": "gamma and lam are exchanged: lam decays the advantage, gamma the next value as well",
+        "[-0.799": "the next value is missing: delta = reward + gamma * next value - value",
+        "[0.09999": "the sum is over later tokens, not earlier ones: go from the last column to the first",
+        "(returns - ": "returns are advantages + values, so that they follow lam too"},
+    "test_nothing_leaks_into_gae_from_the_padding": {
+        "[0.0, 9.885": "the padding's value counts as the next one: behind the last response token the value is 0",
+        "nan": "0 * NaN is NaN: put 0 in place of what stands outside the response, with torch.where, before the sum"},
+    # DPO
+    "test_dpo_known_value": {
+        "0.77095": "a ratio is turned round: policy minus reference, and chosen minus rejected",
+        "0.59813": "the reference is left out: rewards are beta * (log p - log p of the reference)",
+        "0.20141": "beta is left out: it stands in the loss and in the metrics"},
+    "test_dpo_margins": {"1.13333": "a sum over the pairs: the loss is their mean"},
+    "test_dpo_stays_finite": {
+        "inf": "log(sigmoid(x)): a float's sigmoid reaches 0 and its log -inf; logsigmoid(x) does not",
+        "nan": "log(sigmoid(x)): a float's sigmoid reaches 0 and its log -inf; logsigmoid(x) does not"},
+    "test_conservative_dpo": {"0.620957": "label_smoothing is not used: that share of each label counts against it"},
+    "test_simpo": {
+        "2.30508": "gamma is a margin of rewards, so it is taken off after beta is multiplied, not before",
+        "0.37110": "the sign of gamma: chosen has to win by gamma, so gamma is taken off",
+        "0.79813": "gamma is left out: chosen has to win by at least that much"},
+    # judging
+    "test_macro_and_micro": {
+        "": "macro: the mean of each cluster first, then the mean of these; micro: the mean of all scores"},
+    "test_a_task_in_two_clusters_leaves_with_either": {
+        "": "a task in two clusters is neither trained on in the folds of these two nor assessed there"},
+    "test_a_task_whose_rows_name_two_clusters_is_in_both": {
+        "": "a task is in every cluster that any of its rows names: ask clusters_of_tasks, not the row"},
     # preferences
     "test_annotators_err_as_often_as_bradley_terry_says": {
         "": "sigmoid of (first - second) / noise: the sign, or a product with the noise instead of a quotient"},

@@ -91,6 +91,27 @@ def test_refusals_are_laws_too(capsys):
     assert "DID NOT RAISE" in text and "let pass" in text and "laws hold" in text
 
 
+def test_a_refusal_of_another_kind_is_told_apart(capsys):
+    """Another error than MiniftError, and a message without the words that the law asks for, are named as such."""
+    def refusing(error, words):
+        def make_labels(input_ids, response_mask):
+            if len(input_ids) != len(response_mask):
+                raise error(words)
+            return [i if mine else -100 for i, mine in zip(input_ids, response_mask)]
+        return " ".join(said(capsys, make_labels=make_labels).split())
+    assert "it must be a MiniftError (minift.errors)" in refusing(ValueError, "response_mask is short")
+    assert "message must hold 'response_mask'; it is 'too short'" in refusing(MiniftError, "too short")
+    assert "1 of 1 law holds" in refusing(MiniftError, "response_mask is short")
+
+
+def test_what_was_said_is_pointed_to(capsys):
+    """A second law that fails for the same reason says so; numbers that print alike are told apart."""
+    text = said(capsys, perplexity=lambda nll_sum, n_tokens: n_tokens / 0)
+    assert text.count("(as above)") == 1 and text.count("error: TypeError") == 1
+    text = said(capsys, token_logprobs=lambda logits, input_ids: logprobs.token_logprobs(logits.float(), input_ids))
+    assert "they differ by up to" in text and "arithmetic in float32" in text
+
+
 def test_unknown_names_are_refused():
     """An unknown name is a MiniftError that offers the nearest; so are no name, and a thing that is no function."""
     with pytest.raises(MiniftError, match="token_logprobs"):
