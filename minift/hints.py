@@ -48,8 +48,8 @@ HINTS = {
         "1.81928": "the shift by one: the state at token t - 1 speaks about token t",
         "0.66518": "the logits are not divided by the temperature"},
     "test_response_logprobs_never_make_all_logits": {
-        "max(sizes)": "the head is given too many rows at once: take the response tokens' states first, then split them "
-                      "so that rows times V is at most chunk_logits",
+        "max(sizes)": "the head is given too many rows at once: take the response tokens' states first, then split "
+                      "them so that rows times V is at most chunk_logits",
         "2 * n": "the chunks' logits are kept for the backward pass; checkpoint computes them a second time instead"},
     "test_logprobs_of_huge_and_half_precision_logits": {
         "": "log(softmax(x)) instead of log_softmax(x), or arithmetic in the logits' own half precision"},
