@@ -109,11 +109,16 @@ class Run:
 
     @contextlib.contextmanager
     def recorded(self):
-        """Write run.json when the work begins; when Ctrl-C or an error ends it, note so and say how to go on."""
+        """Write run.json, and an adapter's new base, when the work begins; when Ctrl-C or an error ends it, note so and
+        say how to go on."""
         if self.options.overwrite and not self.options.resume:
             clear(self.out)
         write_json(self.out / "run.json", self.record)
         try:
+            if self.new_base is not None:
+                self.base = self.out / "base"
+                save_model(self.new_base, self.tokenizer, self.base)
+                self.new_base = None        # the training wants its memory
             yield
         except MiniftError as error:
             write_json(self.out / "run.json", self.record | {"status": f"failed: {error}"})
@@ -129,10 +134,6 @@ class Run:
         if not self.options.lora:
             save_model(self.model, self.tokenizer, self.out)
             return
-        if self.new_base is not None:
-            self.base = self.out / "base"
-            save_model(self.new_base, self.tokenizer, self.base)
-            self.new_base = None            # once is enough, and its memory is wanted
         save_adapter(self.model, self.out, base=self.base.as_posix())
 
     def reload(self):
