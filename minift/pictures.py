@@ -74,7 +74,8 @@ def curves(ax, series, *, xlabel, ylabel, title=None, log=False):
     ax.grid(alpha=0.25)
     if len(series) > 1:
         ax.legend(frameon=False, handlelength=3)
-    if all(float(value).is_integer() for line in ax.lines for value in line.get_xdata()):
+    whole = all(float(value).is_integer() for line in ax.lines for value in line.get_xdata())
+    if whole and ax.get_xscale() == "linear":
         ax.xaxis.get_major_locator().set_params(integer=True)
     finish(ax, xlabel, ylabel, title)
 

@@ -13,21 +13,24 @@ from pathlib import Path
 
 import torch
 
-from minift.core.checkpoint import save_model
+from minift.core.checkpoint import load_model, save_model
 from minift.core.files import write_json, write_text
 from minift.core.heads import LanguageModel, MaskedLanguageModel
 from minift.core.tokenizer import Tokenizer
 from minift.core.train import train
 from minift.core.transformer import TransformerConfig
 from minift.datasets.batches import Batches, Windows, chunks, collate
+from minift.datasets.chat import encode_chat
 from minift.datasets.corpus import documents, stories
 from minift.datasets.labelled import statements
 from minift.datasets.practice import worksheets
 from minift.datasets.segments import collate_ids, encode_segments
+from minift.datasets.tasks import instructions
 from minift.evaluation.masked import Bigrams, masked_accuracy
 from minift.evaluation.metrics import language_model_nll
 from minift.methods.mlm import Masked, make_mlm_loss
 from minift.methods.pretrain import make_pretrain_loss
+from minift.methods.sft import encode_examples, make_sft_loss
 
 BASE = {"seed": 0, "steps": 2400, "batch_size": 32, "lr": 3e-3, "warmup": 150, "eval_every": 250,
         "n_documents": 175_000, "vocab_size": 2048,
@@ -96,6 +99,17 @@ def base_evaluation(model, tokenizer, seed):
     valid = {name: [text for text in kind(200, seed, "valid") if len(tokenizer.encode(text)) < room]
              for name, kind in kinds.items()}
     return lambda: {f"valid_{name}_loss": text_loss(model, tokenizer, texts) for name, texts in valid.items()}
+
+
+def story_writer(steps=20, seed=0, base="data/base"):
+    """(model, tokenizer): the base after a few steps of SFT on requests for stories, where preferences begin."""
+    torch.manual_seed(seed)
+    model, tokenizer = load_model(base)
+    chats = [encode_chat(tokenizer, row["messages"]) for row in instructions(16 * steps, seed, tasks=("story",))]
+    batches = Batches(encode_examples(chats, model.config.context_length), 16,
+                      lambda rows: collate(rows, tokenizer.pad_id), seed)
+    train(model, batches, make_sft_loss(model), steps=steps, lr=1.5e-3, progress=False)
+    return model.eval(), tokenizer
 
 
 def encoder_rows(tokenizer, n, seed, split, context_length):

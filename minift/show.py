@@ -58,7 +58,8 @@ class Source:
     def _repr_html_(self):
         lines = "\n".join(f'<span style="opacity: 0.5; user-select: none">{number:4d}  </span>{escape(line)}'
                           for number, line in enumerate(self.text.split("\n"), self.line))
-        return f"<div><small>{escape(self.file)}, line {self.line}</small><pre>{lines}</pre></div>"
+        return (f"<div><small>{escape(self.file)}, line {self.line}</small>"
+                f'<pre style="white-space: pre; overflow-x: auto">{lines}</pre></div>')
 
 
 def source(obj):

@@ -23,6 +23,8 @@ ALLOWED = {
     "recipes": {"core", "datasets", "evaluation", "methods"},
     "four_ways": {"core", "datasets", "evaluation", "methods", "four_ways", "show"},
     "label_curve": {"core", "datasets", "evaluation", "methods", "baselines", "recipes", "show"},
+    "hints": set(),
+    "check": {"hints"},
     "cluster_study": {"core", "datasets", "evaluation", "methods", "show", "report"},
     "jobs": {"core", "datasets", "evaluation", "methods", "jobs", "label", "baselines", "cluster_study", "recipes",
              "show"},

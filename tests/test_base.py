@@ -6,12 +6,16 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from minift import recipes
 from minift.core.checkpoint import load_model
 from minift.core.generate import generate
 from minift.datasets import corpus, rubric, world
-from minift.datasets.batches import pad
+from minift.datasets.batches import collate, pad
+from minift.datasets.chat import encode_chat
+from minift.datasets.tasks import instructions
+from minift.methods.sft import encode_examples, make_sft_loss
 
 BASE = Path(__file__).parents[1] / "data" / "base"
 
@@ -79,3 +83,12 @@ def test_it_writes_coherent_stories(base):
     seen = [rubric.judge(text.strip().split("\n")[0], scene) for text, scene in zip(write(base, texts, 150), scenes)]
     assert sum(one.whole == 1 and one.asked == 1 for one in seen) / 40 >= 0.9
     assert sum(one.faults for one in seen) / 40 <= 0.3
+
+
+def test_a_story_writer_learns_to_answer(base, story_writer=recipes.story_writer):
+    """Two steps on requests for stories lower the loss of unread responses; the same seed gives the same weights."""
+    rows = [encode_chat(base[1], row["messages"]) for row in instructions(16, 1, "test", ("story",))]
+    batch = collate(encode_examples(rows, 256), base[1].pad_id)
+    tuned = [story_writer(steps=2, base=BASE)[0] for _ in range(2)]
+    assert make_sft_loss(tuned[0])(batch)[0] < make_sft_loss(base[0])(batch)[0] - 0.05
+    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in tuned)))

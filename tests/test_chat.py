@@ -81,6 +81,12 @@ def test_a_prompt_ends_with_the_assistant(encode_prompt=chat.encode_prompt):
         encode_prompt(BYTES, turns("Hi", "Yo"))
 
 
+def test_a_prompt_that_ends_with_the_model_is_refused(encode_chat=chat.encode_chat):
+    """Nothing is left to answer behind an assistant's turn: asking for a generation prompt there is a MiniftError."""
+    with pytest.raises(MiniftError, match="must end with a user turn"):
+        encode_chat(BYTES, turns("Hi", "Yo"), add_generation_prompt=True)
+
+
 def test_a_string_is_one_user_turn(chat_of=chat.chat_of):
     """chat_of makes a string the user's turn and gives a valid list back as it is."""
     assert chat_of("Hi") == [{"role": "user", "content": "Hi"}]

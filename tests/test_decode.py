@@ -64,6 +64,18 @@ def test_with_an_adapter(targets, make_step=decode.make_step):
     assert_same(body, make_step, None)
 
 
+def test_lora_costs_nothing_when_merged_or_off(as_linear=decode.as_linear):
+    """Merged, or switched off while not, it is computed as one linear layer; else it takes part as it is."""
+    layer = lora.LoRALinear(torch.nn.Linear(4, 4), 2, 4)
+    assert as_linear(layer) is layer and as_linear(layer.linear) is layer.linear
+    layer.merge()
+    assert as_linear(layer) is layer.linear
+    layer.enabled = False
+    assert as_linear(layer) is layer
+    layer.unmerge()
+    assert as_linear(layer) is layer.linear
+
+
 def test_hooks_are_called(make_step=decode.make_step, generate=generate):
     """Whoever watches a module, or shards it, has a hook on it: it then sees each token that is written."""
     torch.manual_seed(0)

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from minift.core import generate as sampler
-from minift.core.heads import LanguageModel, TokenScorer
+from minift.core.heads import TokenScorer
 from minift.core.logprobs import kl_estimate, make_reference, token_logprobs
 from minift.core.step import make_optimizer, take_step
-from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
 from minift.evaluation import exact
 from minift.methods import dpo, ppo, reward
@@ -18,26 +17,10 @@ from minift.methods import dpo, ppo, reward
 PROMPT, BETA = [0], 0.5
 
 
-def small_reference(vocab_size=8, length=4, seed=0):
-    """A random language model whose answers are far from equally likely."""
-    torch.manual_seed(seed)
-    config = TransformerConfig(vocab_size, length + 4, n_layer=1, n_head=2, d_model=32, d_ff=64, positions="learned")
-    model = LanguageModel(config, tie_embeddings=False).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(2.0 if parameter.ndim > 1 else 1.0)
-    return model
-
-
-def reward_of(answers):
-    """Half a point for each 3, and 1.5 for a first and a last token that are both large: one must look back."""
-    return (answers == 3).sum(1) * 0.5 + ((answers[:, 0] >= 4) & (answers[:, -1] >= 4)) * 1.5
-
-
 def world():
     """(reference, its log-probs, all answers, their rewards, pi*) of the 4,096 strings."""
-    reference, answers = small_reference(), exact.all_answers(8, 4)
-    ref_logprobs, rewards = exact.answer_logprobs(reference, PROMPT, 4), reward_of(answers)
+    reference, answers = exact.example_reference(), exact.all_answers(8, 4)
+    ref_logprobs, rewards = exact.answer_logprobs(reference, PROMPT, 4), exact.example_reward(answers)
     return reference, ref_logprobs, answers, rewards, exact.optimum(ref_logprobs, rewards, BETA)
 
 
@@ -73,7 +56,7 @@ def test_every_answer_is_listed_once(all_answers=exact.all_answers):
 def test_the_probabilities_of_all_answers(answer_logprobs=exact.answer_logprobs):
     """Each answer's log-prob is the sum of its tokens' in one plain forward pass; all probabilities sum to 1."""
     for length, temperature, prompt in ((4, 1.0, [0]), (3, 0.7, [2, 4, 1]), (1, 1.3, [5, 5])):
-        model = small_reference(6, length).train()
+        model = exact.example_reference(6, length).train()
         answers = exact.all_answers(6, length)
         ids = torch.cat([torch.tensor(prompt).expand(len(answers), -1), answers], dim=1)
         with torch.no_grad():
@@ -86,7 +69,7 @@ def test_the_probabilities_of_all_answers(answer_logprobs=exact.answer_logprobs)
 
 def test_the_sampler_draws_from_the_enumerated_distribution(answer_logprobs=exact.answer_logprobs):
     """Frequencies of 20,000 sampled answers differ from the exact probabilities by no more than chance (chi-square)."""
-    model, n = small_reference(4, 2), 20_000
+    model, n = exact.example_reference(4, 2), 20_000
     expected = answer_logprobs(model, [1], 2).exp() * n
     out = sampler.generate(model, torch.ones(n, 1, dtype=torch.long), max_new_tokens=2, eos_id=None, pad_id=0,
                            generator=torch.Generator().manual_seed(0))
@@ -175,7 +158,7 @@ def test_the_kl_of_best_of_n_is_bounded(best_of_n=exact.best_of_n):
 
 def test_the_kl_estimators_by_exact_summation(kl_estimate=kl_estimate):
     """Under the policy k1 and k3 average to the exact KL, k2 does not; k3 is never negative."""
-    p, q = (exact.answer_logprobs(small_reference(seed=seed), PROMPT) for seed in (0, 1))
+    p, q = (exact.answer_logprobs(exact.example_reference(seed=seed), PROMPT) for seed in (0, 1))
     kl = exact.kl_divergence(p.exp(), q.exp())
     k1, k2, k3 = (kl_estimate(p, q, kind) for kind in ("k1", "k2", "k3"))
     assert (p.exp() * k1).sum().item() == pytest.approx(kl, abs=1e-9)
@@ -191,6 +174,30 @@ def test_population_preferences(preference_probability=exact.preference_probabil
     assert (preference_probability(a, b) + preference_probability(b, a)).tolist() == pytest.approx([1, 1, 1], abs=1e-12)
 
 
+# ---- the people of the example ----
+
+
+def test_people_choose_as_bradley_and_terry_say(sample_choices=exact.sample_choices):
+    """Each pair is drawn from ref; a point more wins in 73.1 % of 4,000 pairs; the reference's sums come along."""
+    answers, ref = exact.all_answers(3, 2), torch.tensor([0.3, 0.2, 0.0, 0.1, 0.0, 0.1, 0.1, 0.1, 0.1]).double()
+    rewards = torch.arange(9) % 2 * 1.0                                       # 1 for every second answer
+    examples = sample_choices(answers, ref.log(), rewards, 4000, [5, 6])
+    place = {tuple([5, 6, *answer]): i for i, answer in enumerate(answers.tolist())}
+    pairs = torch.tensor([[place[tuple(e[f"{side}_input_ids"])] for side in ("chosen", "rejected")] for e in examples])
+    shares = torch.bincount(pairs.flatten(), minlength=9) / 8000
+    assert (shares - ref).abs().max() < 5 * math.sqrt(0.25 / 8000)
+    unequal = rewards[pairs[:, 0]] != rewards[pairs[:, 1]]
+    n, wins = int(unequal.sum()), int((rewards[pairs[:, 0]] > rewards[pairs[:, 1]]).sum())
+    p = 1 / (1 + math.exp(-1))
+    assert abs(wins - n * p) < 5 * math.sqrt(n * p * (1 - p)) and n > 1000
+    assert examples[0]["chosen_response_mask"] == [False, False, True, True]
+    for example, pair in zip(examples, pairs):
+        logprobs = example["ref_chosen_logprobs"], example["ref_rejected_logprobs"]
+        assert logprobs == pytest.approx(ref[pair].log().tolist(), abs=1e-9)
+    again = sample_choices(answers, ref.log(), rewards, 4000, [5, 6])
+    assert again == examples != sample_choices(answers, ref.log(), rewards, 4000, [5, 6], seed=1)
+
+
 # ---- one fixed point for PPO, DPO and the reward model ----
 
 
@@ -202,8 +209,8 @@ def test_ppo_reaches_the_optimum_of_4096_answers(train_ppo=ppo.train_ppo):
     config = ppo.PPOConfig(beta=BETA, lr=5e-3, epochs=2, minibatch_size=64, max_new_tokens=4, value_coef=1.0,
                            value_clip_range=None)
     history = train_ppo(policy, make_reference(reference), ppo.zero_head(TokenScorer(copy.deepcopy(reference.body))),
-                        lambda generation: reward_of(generation.input_ids[:, -4:]), [PROMPT], config, iterations=20,
-                        batch_size=256, eos_id=None, pad_id=0, seed=0, progress=False)
+                        lambda generation: exact.example_reward(generation.input_ids[:, -4:]), [PROMPT], config,
+                        iterations=20, batch_size=256, eos_id=None, pad_id=0, seed=0, progress=False)
     learned = exact.answer_logprobs(policy, PROMPT).exp()
     assert exact.total_variation(learned, star) < 0.1
     assert history[-1]["score"] == pytest.approx(exact.expected_reward(learned, rewards), abs=0.15)

@@ -130,6 +130,21 @@ def test_half_dropout_has_the_right_mean(LoRALinear=lora.LoRALinear):
     torch.testing.assert_close(outputs.mean(0), expected, rtol=0, atol=five_sigma)
 
 
+def test_switched_off_it_is_the_base(LoRALinear=lora.LoRALinear):
+    """Not enabled, the layer is the base's, bit for bit, merged or not; merged, it refuses to be trained."""
+    layer, x = by_hand(LoRALinear), torch.tensor([0.7, -1.3], dtype=torch.float64)
+    for merge in (False, True):
+        if merge:
+            layer.merge()
+        layer.enabled = False
+        assert torch.equal(layer(x), torch.eye(2, dtype=torch.float64) @ x)
+        layer.enabled = True
+    with pytest.raises(MiniftError, match="unmerge"):
+        layer.train()(x)
+    with torch.no_grad():
+        assert torch.equal(layer(x), layer.eval()(x))
+
+
 @pytest.mark.parametrize("bad", [{"rank": 0}, {"rank": -1}, {"rank": 5}, {"alpha": 0}, {"alpha": -1},
                                  {"alpha": float("nan")}, {"dropout": -0.1}, {"dropout": 1.5}])
 def test_bad_settings_are_refused(bad, LoRALinear=lora.LoRALinear):

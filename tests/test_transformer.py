@@ -178,6 +178,24 @@ def test_who_sees_whom(causal, visible=attention.visible):
     assert torch.equal(visible(2, 5, causal, real, None, "cpu"), visible(5, 5, causal, real, None, "cpu")[:, :, 3:])
 
 
+@FAMILIES
+@pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
+def test_the_weights_are_those_of_the_layer(config, padded, attention_weights=attention.attention_weights):
+    """The weights times the layer's values, through o_proj, are what the layer gives; the hidden is not seen."""
+    model, input_ids = make(config, dtype=torch.float64), ids_of(2, 9)
+    mask = torch.arange(9) < torch.tensor([[9], [5]]) if padded else None
+    seen = {}
+    attn = model.layers[1].attn
+    attn.register_forward_hook(lambda module, args, out: seen.update(x=args[0], out=out))
+    weights = attention_weights(model, input_ids, mask, layer=1)
+    v = attn.v_proj(seen["x"]).unflatten(-1, (-1, config.d_head)).repeat_interleave(4 // config.n_kv_head, dim=2)
+    close(attn.o_proj(torch.einsum("bhts,bshe->bthe", weights, v).flatten(2)), seen["out"], 1e-9)
+    assert weights.shape == (2, 4, 9, 9) and not attn._forward_pre_hooks
+    close(weights.sum(-1), torch.ones(2, 4, 9, dtype=torch.float64), 1e-9)
+    if config.causal:
+        assert (weights.triu(1) == 0).all()
+
+
 @DECODERS
 def test_the_future_changes_nothing(config, Transformer=transformer.Transformer):
     """Replacing every token after t leaves the hidden states up to t the same to the last bit."""

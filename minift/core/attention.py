@@ -120,3 +120,25 @@ def default_positions(n_new, n_total, attention_mask, segment_ids, device):
     if attention_mask is None:
         return torch.arange(n_total - n_new, n_total, device=device)[None]
     return (attention_mask.cumsum(-1) - attention_mask.long())[:, n_total - n_new:]
+
+
+@torch.no_grad()
+def attention_weights(body, input_ids, attention_mask=None, *, layer):
+    """What looks at what in one layer of a Transformer: (B, H, T, T), each row t sums to 1. To look at, not to train.
+
+    scaled_dot_product_attention keeps no weights, so they are computed again from the layer's own input.
+    """
+    module, seen = body.layers[layer].attn, []
+    hook = module.register_forward_pre_hook(lambda module, args: seen.extend(args[:2]))
+    try:
+        body(input_ids, attention_mask)
+    finally:
+        hook.remove()
+    (x, sight), T, E = seen, input_ids.shape[1], body.config.d_head
+    q, k = module.q_proj(x).unflatten(-1, (-1, E)), module.k_proj(x).unflatten(-1, (-1, E))    # (B, T, H or K, E)
+    if sight.angles is not None:
+        q, k = rotate(q, *sight.angles), rotate(k, *sight.angles)
+    k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)                 # (B, T, H, E)
+    scores = torch.einsum("bthe,bshe->bhts", q, k) / E**0.5                  # (B, H, T, T)
+    mask = visible(T, T, sight.is_causal, None, None, x.device) if sight.mask is None else sight.mask
+    return scores.masked_fill(~mask, -torch.inf).softmax(-1)

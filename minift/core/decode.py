@@ -72,6 +72,7 @@ def direct_block(block):
 
 def together(*modules):
     """The outputs of several layers side by side: of plain linear layers without bias in one product."""
+    modules = list(map(as_linear, modules))
     if all(type(module) is nn.Linear and module.bias is None for module in modules):
         weight = torch.cat([module.weight for module in modules]).T
         return lambda x: torch.mm(x, weight)
@@ -80,6 +81,7 @@ def together(*modules):
 
 def direct(module):
     """What a linear layer or a norm computes, as plain calls of PyTorch; another module (LoRA) is called as it is."""
+    module = as_linear(module)
     if type(module) is nn.Linear:
         weight = module.weight.T                     # a view: (in, out)
         if module.bias is None:
@@ -89,3 +91,8 @@ def direct(module):
         d, both = module.weight.numel(), torch.cat((module.weight, module.weight))
         return lambda x: F.layer_norm(torch.cat((x, -x), -1), (2 * d,), both, None, module.eps)[:, :d]
     return module
+
+
+def as_linear(module):
+    """The linear layer to which a wrapper says that it amounts (LoRA, merged or off); else the module itself."""
+    return getattr(module, "as_linear", module)

@@ -4,6 +4,7 @@ All answers of `length` tokens over a vocabulary of `vocab_size`: 8 ** 4 = 4,096
 eq. 4 of Rafailov et al. 2023, "Direct Preference Optimization"; for best-of-n and its KL see Beirami et al. 2024,
 "Theoretical guarantees on the best-of-n alignment policy". Left out: answers of unequal length, several prompts.
 
+`example_reference`, `example_reward` and `sample_choices` make one such world, and its people, for lessons and tests.
 A distribution over the N answers is a (N,) float64 tensor of probabilities on the CPU, in the order of `all_answers`.
 """
 
@@ -11,7 +12,9 @@ import math
 
 import torch
 
+from minift.core.heads import LanguageModel
 from minift.core.logprobs import eval_mode
+from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
 
 
@@ -97,6 +100,47 @@ def best_of_n_kl_bound(n):
 def preference_probability(rewards, other_rewards):
     """Bradley-Terry: the share of a whole population that prefers the first answer, sigmoid(reward - other reward)."""
     return torch.sigmoid(_exact(rewards) - _exact(other_rewards))
+
+
+# ---- an example: a reference, a reward, people who choose ----
+
+
+def example_reference(vocab_size=8, length=4, seed=0):
+    """A small random LanguageModel whose answers are far from equally likely."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = TransformerConfig(vocab_size, length + 4, n_layer=1, n_head=2, d_model=32, d_ff=64,
+                                   positions="learned")
+        model = LanguageModel(config, tie_embeddings=False).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0 if parameter.ndim > 1 else 1.0)
+    return model
+
+
+def example_reward(answers):
+    """Half a point for each 3, and 1.5 where first and last token are both 4 or more: (N, T) -> (N,)."""
+    return (answers == 3).sum(1) * 0.5 + ((answers[:, 0] >= 4) & (answers[:, -1] >= 4)) * 1.5
+
+
+def sample_choices(answers, ref_logprobs, rewards, n, prompt, seed=0):
+    """n pairs of answers drawn from ref, each judged by one person (Bradley-Terry): examples for collate_pairs.
+
+    prompt: a list of ids. An example also has the sums of the reference, ref_chosen_logprobs and ref_rejected_logprobs.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first, second = torch.multinomial(_exact(ref_logprobs).exp(), 2 * n, True, generator=generator).view(2, n)
+    chance = preference_probability(rewards[first], rewards[second])
+    wins = torch.rand(n, generator=generator, dtype=torch.float64) < chance
+    examples = []
+    for pair in torch.stack([torch.where(wins, first, second), torch.where(wins, second, first)], dim=1).tolist():
+        example = {}
+        for side, row in zip(("chosen", "rejected"), pair):
+            example[f"{side}_input_ids"] = [*prompt, *answers[row].tolist()]
+            example[f"{side}_response_mask"] = [False] * len(prompt) + [True] * answers.shape[1]
+            example[f"ref_{side}_logprobs"] = ref_logprobs[row].item()
+        examples.append(example)
+    return examples
 
 
 def _exact(x):

@@ -47,6 +47,7 @@ VERBS = {
                "merge --model runs/adapter --out runs/merged"]),
     "export": ("use.export", "Write a model as Hugging Face transformers reads it, or as a .gguf file.",
                [f"export {BASE} --out runs/exported"]),
+    "lesson": ("lesson.lesson", "Open a lesson of the course in Jupyter, or list the lessons.", ["lesson --list"]),
 }
 
 
@@ -175,9 +176,16 @@ def export(sub, verb):
     add.overwrite(sub)
 
 
+def lesson(sub, verb):
+    sub.add_argument("number", type=add.WHOLE, nargs="?", help="of the lesson")
+    sub.add_argument("jupyter", nargs="*", metavar="-- OPTION", help="for Jupyter, such as -- --no-browser")
+    add.flag(sub, "--list", "the lessons and their numbers")
+
+
 ADD = {"tour": tour, "pretrain": pretrain, "mlm": encoder_options.mlm, "classify": encoder_options.classify, "sft": sft,
        "reward": sft, "ppo": ppo, "dpo": dpo, "check-data": check_data, "generate": generate, "evaluate": evaluate,
-       "chat": chat, "templates": templates, "label": label_options.label, "merge": merge, "export": export}
+       "chat": chat, "templates": templates, "label": label_options.label, "merge": merge, "export": export,
+       "lesson": lesson}
 
 
 # ---- reading a command line ----

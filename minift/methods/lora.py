@@ -47,6 +47,11 @@ class LoRALinear(nn.Module):
     def scale(self):
         return self.alpha / self.rank
 
+    @property
+    def as_linear(self):
+        """The one linear layer that gives the same now, merged or switched off, else the layer itself: for sampling."""
+        return self.linear if self.enabled == self.merged else self
+
     def delta(self):
         """(alpha / rank) B A, the change of the weight: (out, in)."""
         return self.scale * (self.lora_B @ self.lora_A)
