@@ -523,7 +523,7 @@ def test_the_best_adapter_comes_back(tmp_path, reload=run.Run.reload):
 
 
 def test_a_new_base_is_written_first(tmp_path, recorded=run.Run.recorded, save=run.Run.save):
-    """An adapter upon an adapter: the merged base is written and let go before the training; it is the new one's."""
+    """An adapter upon an adapter: the merged base is written before the training; it is the new one's."""
     base = make_model()
     stub = SimpleNamespace(options=SimpleNamespace(lora=2, overwrite=False), tokenizer=None, out=tmp_path, record={},
                            new_base=base, model=add_lora(models.plain_copy(base), 2, 4), base=tmp_path / "elsewhere")
