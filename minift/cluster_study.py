@@ -13,7 +13,7 @@ from minift import report, show
 from minift.core.files import read_json, write_json
 from minift.core.train import train
 from minift.datasets.batches import Batches, collate
-from minift.datasets.chat import encode_chat, encode_prompt
+from minift.datasets.chat import encode_answer, encode_chat, encode_prompt
 from minift.datasets.preferences import sample_answers
 from minift.datasets.templates import instantiate, read_templates
 from minift.datasets.world_tasks import TASKS, world_rows
@@ -75,7 +75,7 @@ def assess_task(model, tokenizer, rows):
         found["exact_match"].append(answer.ended * exact_match([answer.text], options[:1]))
         found["rouge_l"].append(rouge_l(answer.text, options[0]))
         found["ends_with_eos"].append(float(answer.ended))
-        ids = [[*encode(option), tokenizer.eos_id] for option in options]
+        ids = [encode_answer(tokenizer, option) for option in options]
         ids = [option for option in ids if len(answer.prompt_ids) + len(option) <= context]
         if len(ids) > 1:
             found["rank"].append(float(clusters.rank_classification(model, answer.prompt_ids, ids) == 0))

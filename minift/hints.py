@@ -44,11 +44,23 @@ HINTS = {
     "test_kl_estimates_by_hand": {
         "0.306853": "a sign: d = log p - log p_ref, and k3 is exp(-d) - 1 + d",
         "0.480453": "k2 is the half of d squared"},
+    "test_response_logprobs": {
+        "1.81928": "the shift by one: the state at token t - 1 speaks about token t",
+        "0.66518": "the logits are not divided by the temperature"},
+    "test_response_logprobs_never_make_all_logits": {
+        "max(sizes)": "the head is given too many rows at once: take the response tokens' states first, then split "
+                      "them so that rows times V is at most chunk_logits",
+        "2 * n": "the chunks' logits are kept for the backward pass; checkpoint computes them a second time instead"},
     "test_logprobs_of_huge_and_half_precision_logits": {
         "": "log(softmax(x)) instead of log_softmax(x), or arithmetic in the logits' own half precision"},
     "test_labels_are_the_ids_that_the_model_wrote": {
         "[0, 1, 2, 3, 1] ==": "the prompt is learned too: the mask was not used",
         "DID NOT RAISE": "zip() ends silently with the shorter list; compare the lengths first"},
+    # real models
+    "test_halves_and_neighbours_are_inverse": {
+        "[0.0, 2.0, 4": "the heads are mixed: each d_head rows are a head of their own",
+        "[0.0, 1.0": "no row has moved: a reshape alone keeps the order, a transpose stands between two",
+        "neighbours(halves": "the way back instead of the way there: see a head's rows as (d_head / 2, 2), then swap"},
     # the transformer
     "test_rotary_turns_the_half_split_pairs": {
         "-1.14264": "the pairs are neighbours (0, 1), (2, 3); here the partner of i is i + E/2",

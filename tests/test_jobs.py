@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minift.core.checkpoint import save_model
+from minift.core.checkpoint import load_model, save_model
 from minift.core.generate import Generation
 from minift.core.heads import LanguageModel, TokenScorer
 from minift.core.logprobs import make_reference
@@ -522,15 +522,14 @@ def test_the_best_adapter_comes_back(tmp_path, reload=run.Run.reload):
     assert torch.equal(model(IDS), best)
 
 
-def test_a_new_base_is_written_once(tmp_path, monkeypatch, save=run.Run.save):
-    """An adapter upon an adapter: the merged base is written with the first best weights, not again with all others."""
-    base, written = make_model(), []
-    stub = SimpleNamespace(options=SimpleNamespace(lora=2), tokenizer=None, out=tmp_path, new_base=base,
-                           model=add_lora(models.plain_copy(base), 2, 4), base=tmp_path / "elsewhere")
-    monkeypatch.setattr(run, "save_model", lambda model, tokenizer, path: written.append(path))
+def test_a_new_base_is_written_first(tmp_path, recorded=run.Run.recorded, save=run.Run.save):
+    """An adapter upon an adapter: the merged base is written before the training; it is the new one's."""
+    base = make_model()
+    stub = SimpleNamespace(options=SimpleNamespace(lora=2, overwrite=False), tokenizer=None, out=tmp_path, record={},
+                           new_base=base, model=add_lora(models.plain_copy(base), 2, 4), base=tmp_path / "elsewhere")
+    with recorded(stub):
+        assert stub.new_base is None and torch.equal(load_model(tmp_path / "base")[0](IDS), base(IDS))
     save(stub)
-    save(stub)
-    assert written == [tmp_path / "base"] and stub.new_base is None
     config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == (tmp_path / "base").as_posix()
 

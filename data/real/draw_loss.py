@@ -1,6 +1,6 @@
 """The loss over the steps of a run, from the metrics.jsonl in its folder: on the training batches, and on --valid.
 
-    python data/real/draw_loss.py runs/smol data/real/loss.png
+    python -m data.real.draw_loss runs/smol data/real/loss.png
 """
 
 import json

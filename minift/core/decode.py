@@ -24,29 +24,31 @@ def make_step(body, length):
             module._forward_hooks or module._forward_pre_hooks for module in body.modules()):
         return lambda token, mask, cache: body(token, mask, cache=cache)
     layers, norm = [direct_block(block) for block in body.layers], direct(body.norm)
-    E, H, turned = config.d_head, config.n_head, config.n_head + config.n_kv_head
+    E, H, K = config.d_head, config.n_head, config.n_kv_head
     if learned is None:
         places = torch.arange(length, device=body.embed.weight.device)[:, None]
         cos, sin = rotary_angles(places, E, config.rope_theta, body.embed.weight.dtype, config.rope_scaling)
         sin[..., :E // 2].neg_()                     # (length, 1, 1, E): with it, rotate is one roll
 
     def step(token, mask, cache):
-        token, place = token[:, 0], default_positions(1, cache.length + 1, mask, None, token.device)[:, 0]
+        S = cache.length + 1
+        token, place = token[:, 0], default_positions(1, S, mask, None, token.device)[:, 0]
         seen = None if mask is None else mask[:, None, None]                        # (B, 1, 1, S)
         x = body.embed(token)                                                       # (B, D)
         if learned is None:
             cos_now, sin_now = cos[place], sin[place]                               # (B or 1, 1, 1, E)
         else:
             x = x + learned(place)
-        for i, (attn_norm, qkv_proj, o_proj, mlp_norm, mlp) in enumerate(layers):
+        kept = zip(cache.keys[:, :, :, :S].unbind(), cache.values[:, :, :, :S].unbind())
+        for (attn_norm, qkv_proj, o_proj, mlp_norm, mlp), (keys, values) in zip(layers, kept):
             qkv = qkv_proj(attn_norm(x)).view(len(x), -1, 1, E)                     # (B, H + 2 K, 1, E)
-            qk, v = qkv[:, :turned], qkv[:, turned:]
+            qk, v = qkv[:, :H + K], qkv[:, H + K:]
             if learned is None:
                 qk = qk * cos_now + qk.roll(E // 2, -1) * sin_now
-            q, k = qk[:, :H], qk[:, H:]
-            k, v = cache.append(i, k, v)                                            # (B, K, S, E)
-            out = F.scaled_dot_product_attention(q, k, v, seen, enable_gqa=turned < 2 * H)    # (B, H, 1, E)
-            x = x + o_proj(out.view(x.shape))
+            keys[:, :, -1:], values[:, :, -1:] = qk[:, H:], v                       # into the cache
+            q = qk[:, :H].view(len(x), K, -1, E)                                    # queries that share a key in a row
+            out = F.scaled_dot_product_attention(q, keys, values, seen)             # (B, K, H / K, E)
+            x = x + o_proj(out.reshape(x.shape))
             x = x + mlp(mlp_norm(x))
         cache.length += 1
         return norm(x)[:, None]

@@ -57,7 +57,8 @@ def stream(model, input_ids, *, max_new_tokens, temperature=1.0, top_k=None, top
     check(model.config, prompt, None, max_new_tokens, temperature, top_k, top_p)    # now, not at the first token
     if len(prompt) != 1:
         raise MiniftError(f"stream writes behind one prompt, but got {len(prompt)}; use generate for a batch")
-    written = steps(model, prompt, None, max_new_tokens, temperature, top_k, top_p, eos_id, generator)
+    fast = torch.inference_mode()(steps)             # less to keep book of than no_grad: no tensor of it leaves
+    written = fast(model, prompt, None, max_new_tokens, temperature, top_k, top_p, eos_id, generator)
     return (token.item() for token, _, _ in written)
 
 

@@ -159,14 +159,15 @@ def make_ranks(vocab, merges, special, whole_pieces):
 
 
 def make_bpe(ranks, special, pattern, eos_id, pad_id, template, bos):
-    """A byte-level Tokenizer; its pad is another id than its end, whatever the file says."""
+    """A byte-level Tokenizer; its end is the one of a chat's answers, its pad another id, whatever the file says."""
     names = {i: name for name, i in special.items()}
     if eos_id not in names:
         raise Unreadable(f"its end token {eos_id!r} is not among its special tokens")
+    chat = recognise(template, bos, names[eos_id]) if template else plain_format(names[eos_id])
+    eos_id = special.get(chat.end, eos_id) if chat else eos_id
     if pad_id is None or pad_id == eos_id:
         others = [("pad" not in name, i) for i, name in names.items() if i != eos_id]
         _, pad_id = min(others, default=(None, int(eos_id == 0)))            # at worst an ordinary token: masks decide
-    chat = recognise(template, bos, names[eos_id]) if template else plain_format(names[eos_id])
     complete = all(bytes([byte]) in ranks for byte in range(256))
     roles = {role: i for role, i in (("<pad>", pad_id), ("<eos>", eos_id)) if special.get(role) != i}
     return Tokenizer(ranks, special, pattern, kind="bpe" if complete else "bpe-lossy", roles=roles, chat=chat)

@@ -25,16 +25,21 @@ def encode_chat(tokenizer, messages, add_generation_prompt=False):
     check_messages(messages)
     if add_generation_prompt and messages[-1]["role"] != "user":
         raise MiniftError(f"a prompt must end with a user turn; its last role is {messages[-1]['role']!r}")
-    chat = getattr(tokenizer, "chat", MINIFT)           # a tokenizer that says nothing of chats gets minift's own form
-    if chat is None:
-        raise MiniftError("this model's chat template is none that minift knows (ChatML, Llama 3); give it plain "
-                          'texts, {"text"}, or take another model')
     input_ids, response_mask = [], []
-    for text, written in segments(tokenizer, chat.pieces(messages, add_generation_prompt)):
+    for text, written in segments(tokenizer, format_of(tokenizer).pieces(messages, add_generation_prompt)):
         ids = [text] if isinstance(text, int) else tokenizer.encode(text)
         input_ids += ids
         response_mask += [written] * len(ids)
     return input_ids, response_mask
+
+
+def format_of(tokenizer):
+    """The ChatFormat of a tokenizer's model; MiniftError when it is unknown."""
+    chat = getattr(tokenizer, "chat", MINIFT)           # a tokenizer that says nothing of chats gets minift's own form
+    if chat is None:
+        raise MiniftError("this model's chat template is none that minift knows (ChatML, Llama 3); give it plain "
+                          'texts, {"text"}, or take another model')
+    return chat
 
 
 def segments(tokenizer, pieces):
@@ -67,6 +72,12 @@ def chat_of(prompt, where="prompt"):
 def encode_prompt(tokenizer, prompt):
     """The ids after which the model's answer begins. prompt: a string, or messages that end with the user's turn."""
     return encode_chat(tokenizer, chat_of(prompt), add_generation_prompt=True)[0]
+
+
+def encode_answer(tokenizer, text):
+    """The ids of one answer and the token that ends it, as encode_chat has them behind a prompt; text may be empty."""
+    chat = format_of(tokenizer)
+    return tokenizer.encode(text.strip() if chat.strip else text) + [tokenizer.special_id(chat.end)]
 
 
 def check_messages(messages, where="messages", need_assistant=False):

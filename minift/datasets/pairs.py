@@ -9,7 +9,7 @@ import warnings
 import torch
 
 from minift.datasets.batches import pad
-from minift.datasets.chat import encode_prompt
+from minift.datasets.chat import encode_answer, encode_prompt
 from minift.errors import MiniftError
 
 SIDES = ("chosen", "rejected")
@@ -18,8 +18,8 @@ SIDES = ("chosen", "rejected")
 def encode_pair(tokenizer, prompt, chosen, rejected, context_length):
     """A pair as an example, or None when both answers are alike within the context.
 
-    prompt: str or messages. chosen, rejected: str; each gets <eos>. Of a prompt that does not fit the oldest text goes,
-    but no control token; an answer that even then does not fit loses its end, and so its <eos>.
+    prompt: str or messages. chosen, rejected: str; each gets the token that ends it. Of a prompt that does not fit the
+    oldest text goes, but no control token; an answer that even then does not fit loses its end, and so this token.
     Returns lists chosen_input_ids, chosen_response_mask, rejected_..., and n_cut, how many tokens were lost.
     """
     prompt_ids = encode_prompt(tokenizer, prompt)
@@ -27,7 +27,7 @@ def encode_pair(tokenizer, prompt, chosen, rejected, context_length):
     room = context_length - sum(i in control for i in prompt_ids)
     if room < 1:
         raise MiniftError(f"context_length is {context_length}; the prompt's control tokens alone fill it")
-    whole = [tokenizer.encode(text) + [tokenizer.eos_id] for text in (chosen, rejected)]
+    whole = [encode_answer(tokenizer, text) for text in (chosen, rejected)]
     answers = [answer[:room] for answer in whole]
     if answers[0] == answers[1]:
         return None

@@ -10,10 +10,10 @@ import math
 from minift.errors import MiniftError
 
 # verb -> learning rate for the toy, the same where few weights are trained (LoRA, or a classifier's head alone); then
-# both for a real model
-RATES = {"pretrain": ("2e-3", "1e-2", "2e-5", "2e-4"), "sft": ("1.5e-3", "1e-2", "2e-5", "2e-4"),
-         "reward": ("5e-4", "5e-3", "1e-5", "2e-4"), "dpo": ("3e-4", "3e-3", "1e-6", "5e-5"),
-         "ppo": ("2e-4", "2e-3", "1e-6", "5e-5"), "mlm": ("1e-3", None, "5e-5", None),
+# both for a real model, LoRA's as they suited SmolLM2-135M in a dozen steps or two
+RATES = {"pretrain": ("2e-3", "1e-2", "2e-5", "1e-3"), "sft": ("1.5e-3", "1e-2", "2e-5", "1e-3"),
+         "reward": ("5e-4", "5e-3", "1e-5", "1e-3"), "dpo": ("3e-4", "3e-3", "1e-6", "5e-4"),
+         "ppo": ("2e-4", "2e-3", "1e-6", "5e-4"), "mlm": ("1e-3", None, "5e-5", None),
          "classify": ("5e-4", "2e-2", "2e-5", "2e-2")}
 REAL = 20_000_000           # parameters from which on a model counts as a real one
 SIZES = {                   # option -> its default for the toy and for a real model, which is to fit into 4 GB

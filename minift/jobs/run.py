@@ -5,6 +5,7 @@ In --out: the model (or, with --lora, the adapter), run.json (what was run, on w
 """
 
 import contextlib
+import copy
 import math
 import platform
 import time
@@ -54,7 +55,8 @@ class Run:
         self.new_base = None                # with LoRA upon an adapter: the model with that adapter merged, to be saved
         if is_adapter(options.model):
             self.model = plain_copy(self.model)
-            self.new_base = plain_copy(self.model) if options.lora else None
+            shared = {id(p): p for p in self.model.parameters()}        # they stay frozen, so a second copy is spared
+            self.new_base = copy.deepcopy(self.model, shared) if options.lora else None
         self.context = context_of(self.model, options.context)
 
     def set_data(self, data):
@@ -109,11 +111,16 @@ class Run:
 
     @contextlib.contextmanager
     def recorded(self):
-        """Write run.json when the work begins; when Ctrl-C or an error ends it, note so and say how to go on."""
+        """Write run.json, and an adapter's new base, when the work begins; when Ctrl-C or an error ends it, note so and
+        say how to go on."""
         if self.options.overwrite and not self.options.resume:
             clear(self.out)
         write_json(self.out / "run.json", self.record)
         try:
+            if self.new_base is not None:
+                self.base = self.out / "base"
+                save_model(self.new_base, self.tokenizer, self.base)
+                self.new_base = None
             yield
         except MiniftError as error:
             write_json(self.out / "run.json", self.record | {"status": f"failed: {error}"})
@@ -129,10 +136,6 @@ class Run:
         if not self.options.lora:
             save_model(self.model, self.tokenizer, self.out)
             return
-        if self.new_base is not None:
-            self.base = self.out / "base"
-            save_model(self.new_base, self.tokenizer, self.base)
-            self.new_base = None            # once is enough, and its memory is wanted
         save_adapter(self.model, self.out, base=self.base.as_posix())
 
     def reload(self):

@@ -21,6 +21,7 @@ from minift.core.resize import resize_vocabulary, vocabulary_parameters
 from minift.errors import MiniftError
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+EMBED, OUTPUT = "body.embed.weight", "head.weight"
 
 
 class LoRALinear(nn.Module):
@@ -215,6 +216,9 @@ def save_adapter(model, path, base=None):
               "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha, "lora_dropout": dropout,
               "target_modules": target_names(model, layers, family),
               "modules_to_save": sorted({peft_name(name.rpartition(".")[0], family) for name in extras}) or None}
+    if EMBED in extras and getattr(model, "tie_embeddings", False):     # PEFT: one matrix, and yet under both names
+        config["ensure_weight_tying"] = True
+        tensors[peft_key(OUTPUT, family)] = extras[EMBED]
     write_adapter(path, tensors, config, fingerprint(model, skip=tuple(extras)), family)
 
 
@@ -253,14 +257,14 @@ def load_adapter(model, path, force=False):
     present = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
     if any(layer.merged for layer in present.values()):
         raise MiniftError("the model has a merged LoRA; call unmerge_lora(model) before loading an adapter")
-    family, embed = adapter_family(model), "body.embed.weight"
+    family = adapter_family(model)
     names, extras = match_names(model, present, tensors, config["r"], path, family)
     if "fingerprint" in metadata and not force and metadata["fingerprint"] != fingerprint(model, skip=tuple(extras)):
         raise MiniftError(f"{path} was made for a base model with other weights; load that base, or use force=True")
     if not present:
         add_lora(model, config["r"], config["lora_alpha"], tuple(names), config["lora_dropout"])
-    if embed in extras:                              # the adapter may have come with new tokens
-        resize_vocabulary(model, len(tensors[peft_key(embed, family)]))
+    if EMBED in extras:                              # the adapter may have come with new tokens
+        resize_vocabulary(model, len(tensors[peft_key(EMBED, family)]))
     parameters = plain_parameters(model)
     with torch.no_grad():
         for name in names:
@@ -291,10 +295,12 @@ def match_names(model, present, tensors, rank, path, family):
     parameters = plain_parameters(model)
     extras = [name for name in parameters if peft_key(name, family) in tensors]
     shapes |= {peft_key(name, family): tuple(parameters[name].shape) for name in extras}
-    if "body.embed.weight" in extras:
-        rows = max(model.config.vocab_size, len(tensors[peft_key("body.embed.weight", family)]))
+    embed, output, tied = peft_key(EMBED, family), peft_key(OUTPUT, family), getattr(model, "tie_embeddings", False)
+    if EMBED in extras:
+        rows = max(model.config.vocab_size, len(tensors[embed]))
         shapes |= {peft_key(name, family): (rows, *parameters[name].shape[1:])
                    for name in vocabulary_parameters(model) if name in extras}
+        shapes |= {output: shapes[embed]} if tied else {}                    # a copy, as PEFT writes it
     missing, unexpected = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
     if missing or unexpected or not names:
         raise MiniftError(f"{path} does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]} "
@@ -303,4 +309,7 @@ def match_names(model, present, tensors, rank, path, family):
         if tuple(tensors[key].shape) != shape:
             raise MiniftError(f"{path} was made for another model or rank: {key} is {tuple(tensors[key].shape)}, "
                               f"expected {shape}")
+    if EMBED in extras and tied and not torch.equal(tensors[embed], tensors[output]):
+        raise MiniftError(f"{path}: {output} differs from {embed}, but this model has one matrix for both; train the "
+                          "adapter with ensure_weight_tying")
     return names, extras

@@ -14,7 +14,7 @@ from minift.core.chat_format import ChatFormat
 from minift.core.gguf_file import open_gguf
 from minift.core.pretrained import locate
 from minift.core.tokenizer import Tokenizer
-from minift.datasets import chat
+from minift.datasets import chat, pairs
 from minift.errors import MiniftError
 
 jinja2 = pytest.importorskip("jinja2", reason="jinja2 is missing; it comes with torch")
@@ -91,6 +91,23 @@ def test_ids_spell_the_string_and_the_mask_the_answers(name, encode_chat=chat.en
         if messages[-1]["role"] == "assistant" and len(messages) > 1 + (messages[0]["role"] == "system"):
             prompt, _ = encode_chat(tokenizer, messages[:-1], add_generation_prompt=True)
             assert ids[:len(prompt)] == prompt and mask[len(prompt)] and not mask[len(prompt) - 1]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_pairs_are_the_template_s_chats(name, encode_pair=pairs.encode_pair):
+    """Prompt and either answer decode to the template's output up to the answer's end, white space at the ends too."""
+    tokenizer = tokenizer_with(TEMPLATES[name])
+    chat = tokenizer.chat
+    for messages in conversations(100, seed=3):
+        prompt = messages if messages[-1]["role"] == "user" else [*messages, {"role": "user", "content": " So? "}]
+        answers = {"chosen": " Yes\n", "rejected": "\tNo "}
+        example = encode_pair(tokenizer, prompt, *answers.values(), 10_000)
+        for side, answer in answers.items():
+            ids, mask = example[f"{side}_input_ids"], example[f"{side}_response_mask"]
+            whole = jinja(TEMPLATES[name], [*prompt, {"role": "assistant", "content": answer}], False)
+            assert tokenizer.decode(ids) == whole.removesuffix(chat.after)
+            learned = tokenizer.decode(i for i, mine in zip(ids, mask) if mine)
+            assert learned == (answer.strip() if chat.strip else answer) + chat.end
 
 
 def test_models_without_a_template(encode_chat=chat.encode_chat):

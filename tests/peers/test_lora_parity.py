@@ -1,11 +1,14 @@
 """LoRA and its files beside PEFT's own, on a tiny Llama of transformers with the same weights."""
 
 import pytest
+import safetensors.torch
 import torch
 
 from minift.core.adapter import peft_name
 from minift.core.heads import LanguageModel
+from minift.core.resize import resize_vocabulary
 from minift.core.transformer import TransformerConfig
+from minift.errors import MiniftError
 from minift.methods import lora
 
 try:
@@ -18,10 +21,10 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 IDS = torch.tensor([[1, 5, 3, 2, 8, 4], [7, 7, 0, 9, 6, 1]])
 
 
-def make_ours(seed=0):
+def make_ours(seed=0, tied=False):
     torch.manual_seed(seed)
     config = TransformerConfig(vocab_size=10, context_length=16, n_layer=2, n_head=4, n_kv_head=2, d_model=64, d_ff=96)
-    model = LanguageModel(config, tie_embeddings=False)
+    model = LanguageModel(config, tie_embeddings=tied)
     with torch.no_grad():
         for p in model.parameters():            # logits of the size of 1, so that 1e-5 means something
             if p.ndim == 2:
@@ -29,13 +32,14 @@ def make_ours(seed=0):
     return model.eval()
 
 
-def make_llama():
+def make_llama(tied=False):
     """transformers' Llama with the weights of make_ours()."""
     config = transformers.LlamaConfig(vocab_size=10, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
                                       num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=16,
-                                      rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=False)
+                                      rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=tied)
     model = transformers.LlamaForCausalLM(config)
-    model.load_state_dict({peft_name(name): tensor for name, tensor in make_ours().state_dict().items()}, strict=True)
+    ours = make_ours(tied=tied).state_dict()
+    model.load_state_dict({peft_name(name): tensor for name, tensor in ours.items()}, strict=True)
     return model.eval()
 
 
@@ -50,8 +54,8 @@ def make_peft(seed=1, **options):
     return model
 
 
-def make_tuned(seed=2):
-    model = lora.add_lora(make_ours(), 4, 8)
+def make_tuned(tied=False, seed=2):
+    model = lora.add_lora(make_ours(tied=tied), 4, 8)
     torch.manual_seed(seed)
     for name, p in model.named_parameters():
         if "lora_" in name:
@@ -135,3 +139,27 @@ def test_a_trained_norm_travels_both_ways(tmp_path):
     theirs.base_model.model.model.norm.modules_to_save["default"].weight.data.mul_(3)
     theirs.save_pretrained(tmp_path / "theirs")
     assert_equal_logits(lora.load_adapter(make_ours(), tmp_path / "theirs"), theirs, make_llama())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_tokens_travel_both_ways(tied, tmp_path):
+    """An adapter with new rows opens in PEFT on a model with as many tokens, and PEFT's own opens in ours."""
+    ours = resize_vocabulary(make_tuned(tied), 13)
+    for name in ["body.embed"] + ["head"] * (not tied):
+        torch.nn.init.normal_(ours.get_submodule(name).weight)               # trained beyond recognition
+    lora.save_adapter(ours, tmp_path / "ours")
+    grown = make_llama(tied)
+    grown.resize_token_embeddings(13, mean_resizing=False)
+    theirs = peft.PeftModel.from_pretrained(grown, tmp_path / "ours").eval()
+    ids = torch.tensor([[1, 12, 3, 10, 8, 11]])
+    torch.testing.assert_close(ours(ids), theirs(input_ids=ids).logits, rtol=0, atol=1e-5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = lora.load_adapter(make_ours(tied=tied), tmp_path / "theirs")
+    torch.testing.assert_close(again(ids), ours(ids), rtol=0, atol=1e-5)
+    if tied:
+        file = tmp_path / "theirs/adapter_model.safetensors"
+        tensors = safetensors.torch.load_file(file)
+        tensors["base_model.model.lm_head.weight"] += 1                      # PEFT trained the two apart
+        safetensors.torch.save_file(tensors, file)
+        with pytest.raises(MiniftError, match="one matrix for both"):
+            lora.load_adapter(make_ours(tied=True), tmp_path / "theirs")

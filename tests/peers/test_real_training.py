@@ -5,6 +5,9 @@ Needs requirements-real.txt with its packages of weights; without them every tes
 
 import json
 import math
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,8 @@ from minift.core.pretrained import locate
 from minift.errors import MiniftError
 
 pytest.importorskip("gguf", reason="gguf is missing: pip install -r requirements-real.txt")
-DATA = Path(__file__).parents[2] / "data" / "real"
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "data" / "real"
 LORA = ("--model", "smollm2", "--lora", "4", "--batch-size", "2", "--accumulate", "1", "--eval-every", "9", "--lr")
 PLAY = """MARTA. The tide is out, and with it went our boat.
 OSKAR. Then let us walk. The sand is firm, and I have legs enough for two, if you have songs for one.
@@ -61,6 +65,16 @@ def test_what_is_trained_is_learned(verb, name, few, tmp_path, run=run):
     if verb == "dpo":
         assert before == pytest.approx(math.log(2), abs=1e-5)
     assert sum(file.stat().st_size for file in out.iterdir()) < 4e6
+
+
+def test_the_picture_of_the_loss(tmp_path):
+    """The README's command for it, from the root of the repository, without minift installed."""
+    rows = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "run.json").write_text('{"before": {"valid_loss": 2}}', encoding="utf-8")
+    line, = re.findall(r"python (-m data\.real\.draw_loss) ", (ROOT / "README.md").read_text(encoding="utf-8"))
+    subprocess.run([sys.executable, *line.split(), tmp_path, tmp_path / "loss.png"], cwd=ROOT, check=True)
+    assert (tmp_path / "loss.png").stat().st_size > 1000
 
 
 def copy_of(path):

@@ -10,7 +10,7 @@ import unicodedata
 
 import pytest
 
-from minift.core import vocabulary
+from minift.core import chat_format, vocabulary
 from minift.core.pretrained import locate
 from minift.core.tokenizer import Tokenizer
 from minift.errors import MiniftError
@@ -105,6 +105,14 @@ def test_the_pad_is_never_the_end(tmp_path, read_tokenizer=vocabulary.read_token
         assert ours.pad_id == ours.special["<|pad|>"] != ours.eos_id
     ours = read_tokenizer(saved(tmp_path, trained("gpt2", ["<|endoftext|>"])), {})
     assert ours.pad_id != ours.eos_id == ours.special["<|endoftext|>"]
+
+
+def test_the_end_is_that_of_a_chat(tmp_path, read_tokenizer=vocabulary.read_tokenizer):
+    """A file that names the end of a text as its end, while its chats end turns otherwise (Llama 3's first release)."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    template = chat_format.CHATML.jinja()
+    ours = read_tokenizer(saved(tmp_path, trained("gpt2", special), chat_template=template), {})
+    assert ours.chat == chat_format.CHATML and ours.eos_id == ours.special["<|im_end|>"] != ours.pad_id
 
 
 def test_text_never_becomes_a_special_token(tmp_path, read_tokenizer=vocabulary.read_tokenizer):
