@@ -190,6 +190,17 @@ def test_links_lead_somewhere(path):
 
 
 @EACH
+def test_a_shown_source_is_the_present_one(path):
+    """What a lesson shows of a module stands in that module now; if not, run the lesson again."""
+    outputs = [output["data"] for cell in read(path)["cells"] for output in cell.get("outputs", ()) if "data" in output]
+    for data in outputs:
+        shown = re.match(r"<div><small>(minift/.*\.py), line \d+</small>", "".join(data.get("text/html", "")))
+        if shown:
+            here = re.sub(r"(?m)^ +", "", (ROOT / shown[1]).read_text(encoding="utf-8"))
+            assert re.sub(r"(?m)^ +", "", "".join(data["text/plain"])) in here, f"{path.name} shows an old {shown[1]}"
+
+
+@EACH
 def test_prose_is_calm(path):
     """No exclamation marks, no LaTeX (which pages without a network cannot draw)."""
     assert "!" not in prose(path).replace("![", "[") and "$" not in prose(path)
