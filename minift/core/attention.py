@@ -24,9 +24,9 @@ class KVCache:
     """Keys and values of the tokens already seen, so that the next token costs one token's work. Use under no_grad."""
 
     def __init__(self, config, batch_size, max_length, device=None, dtype=None):
-        shape = (config.n_layer, batch_size, config.n_kv_head, max_length, config.d_head)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)           # (n_layer, B, K, C, E)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)         # (n_layer, B, K, C, E)
+        shape = (config.n_layer, batch_size, 2 * config.n_kv_head, max_length, config.d_head)
+        self.both = torch.zeros(shape, device=device, dtype=dtype)           # (n_layer, B, 2 K, C, E)
+        self.keys, self.values = self.both.chunk(2, dim=2)                   # views, each (n_layer, B, K, C, E)
         self.length = 0                               # tokens held; the body moves it on when all layers have appended
 
     def append(self, layer, k, v):

@@ -36,38 +36,39 @@ def make_step(body, length):
         seen = None if mask is None else mask[:, None, None]                        # (B, 1, 1, S)
         x = body.embed(token)                                                       # (B, D)
         if learned is None:
-            cos_now, sin_now = cos[place], sin[place]                               # (B or 1, 1, 1, E)
+            turned = (len(place), H + K, 1, E)                                      # q and k; v stays as it is
+            cos_now = F.pad(cos[place].expand(turned), (0, 0, 0, 0, 0, K), value=1.0)       # (B or 1, H + 2 K, 1, E)
+            sin_now = F.pad(sin[place].expand(turned), (0, 0, 0, 0, 0, K))                  # (B or 1, H + 2 K, 1, E)
         else:
             x = x + learned(place)
-        kept = zip(cache.keys[:, :, :, :S].unbind(), cache.values[:, :, :, :S].unbind())
-        for (attn_norm, qkv_proj, o_proj, mlp_norm, mlp), (keys, values) in zip(layers, kept):
+        kept = cache.keys[..., :S, :], cache.values[..., :S, :], cache.both[..., S - 1:S, :]
+        for (attn_norm, qkv_proj, o_proj, mlp_norm, mlp), keys, values, newest in zip(layers, *kept):
             qkv = qkv_proj(attn_norm(x)).view(len(x), -1, 1, E)                     # (B, H + 2 K, 1, E)
-            qk, v = qkv[:, :H + K], qkv[:, H + K:]
             if learned is None:
-                qk = qk * cos_now + qk.roll(E // 2, -1) * sin_now
-            keys[:, :, -1:], values[:, :, -1:] = qk[:, H:], v                       # into the cache
-            q = qk[:, :H].view(len(x), K, -1, E)                                    # queries that share a key in a row
+                qkv = qkv * cos_now + qkv.roll(E // 2, -1) * sin_now
+            newest.copy_(qkv[:, H:])                                                # k and v into the cache
+            q = qkv[:, :H].view(len(x), K, -1, E)                                   # queries that share a key in a row
             out = F.scaled_dot_product_attention(q, keys, values, seen)             # (B, K, H / K, E)
-            x = x + o_proj(out.reshape(x.shape))
-            x = x + mlp(mlp_norm(x))
+            x = o_proj(out.reshape(x.shape), x)
+            x = mlp(mlp_norm(x), x)
         cache.length += 1
         return norm(x)[:, None]
     return step
 
 
 def direct_block(block):
-    """A block's functions of (B, D): attn_norm, qkv_proj, o_proj, mlp_norm, mlp."""
+    """A block's functions of (B, D): attn_norm, qkv_proj, o_proj, mlp_norm, mlp; o_proj and mlp add to their second."""
     attn, mlp = block.attn, block.mlp
-    up, down = direct(mlp.up_proj), direct(mlp.down_proj)
+    up, down = direct(mlp.up_proj), added(mlp.down_proj)
     if mlp.kind == "swiglu":
         gate = direct(mlp.gate_proj)
 
-    def run(x):
+    def run(x, rest):
         if mlp.kind == "swiglu":
-            return down(F.silu(gate(x)) * up(x))
-        return down(F.gelu(up(x), approximate="tanh" if mlp.kind == "gelu_tanh" else "none"))
+            return down(F.silu(gate(x)) * up(x), rest)
+        return down(F.gelu(up(x), approximate="tanh" if mlp.kind == "gelu_tanh" else "none"), rest)
     qkv_proj = together(attn.q_proj, attn.k_proj, attn.v_proj)
-    return direct(block.attn_norm), qkv_proj, direct(attn.o_proj), direct(block.mlp_norm), run
+    return direct(block.attn_norm), qkv_proj, added(attn.o_proj), direct(block.mlp_norm), run
 
 
 def together(*modules):
@@ -77,6 +78,16 @@ def together(*modules):
         weight = torch.cat([module.weight for module in modules]).T
         return lambda x: torch.mm(x, weight)
     return lambda x: torch.cat([module(x) for module in modules], -1)
+
+
+def added(module):
+    """rest + what a layer computes: of a plain linear layer without bias one call."""
+    module = as_linear(module)
+    if type(module) is nn.Linear and module.bias is None:
+        weight = module.weight.T
+        return lambda x, rest: torch.addmm(rest, x, weight)
+    compute = direct(module)
+    return lambda x, rest: rest + compute(x)
 
 
 def direct(module):
