@@ -51,6 +51,7 @@ def execute(path, limit=MOST_SECONDS):
     """Run a notebook from top to bottom in a fresh kernel: (notebook with outputs, seconds, error or None)."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=limit, kernel_name="python3", record_timing=False,
+                            extra_arguments=["--log-level=ERROR"],      # no word about TCP without encryption
                             resources={"metadata": {"path": str(HERE)}})
     start, error = time.perf_counter(), None
     try:

@@ -77,7 +77,8 @@ def test_no_cluster_is_on_both_sides(leave_one_cluster_out=clusters.leave_one_cl
         tasks |= {f"task {i}": rng.sample("ABCDE", rng.randint(1, 3)) for i in range(12)}
         for fold in leave_one_cluster_out(tasks):
             trained, assessed = ({name for task in part for name in tasks[task]} for part in (fold.train, fold.test))
-            assert assessed == {fold.cluster} and fold.cluster not in trained
+            assert assessed == {fold.cluster}
+            assert fold.cluster not in trained
             assert set(fold.train) == {task for task in tasks if fold.cluster not in tasks[task]}
 
 

@@ -61,9 +61,10 @@ def contents(batches):
     return [{name: x.tolist() for name, x in batch.items()} for batch in batches]
 
 
-def near(count, n, p):
-    """Within 5 sigma of n draws of probability p."""
-    return abs(count - n * p) < 5 * math.sqrt(n * p * (1 - p))
+def assert_near(count, n, p):
+    """The count is within 5 sigma of n draws of probability p."""
+    difference, sigma = abs(count - n * p), math.sqrt(n * p * (1 - p))
+    assert difference < 5 * sigma, f"{count} of {n} are {count / n:.2%}, where {p:.2%} are expected"
 
 
 # ---- which tokens are hidden, and how ----
@@ -77,9 +78,9 @@ def test_counts_on_a_hundred_thousand_tokens(mask_tokens=mlm.mask_tokens):
     selected = labels != -100
     n = int(selected.sum())
     assert abs(n - 15_000) < 565
-    assert near(int((out == MASK)[selected].sum()), n, 0.8)
-    assert near(int((out == ids)[selected].sum()), n, 0.1)
-    assert near(int(((out != ids) & (out != MASK)).sum()), n, 0.1)
+    assert_near(int((out == MASK)[selected].sum()), n, 0.8)
+    assert_near(int((out == ids)[selected].sum()), n, 0.1)
+    assert_near(int(((out != ids) & (out != MASK)).sum()), n, 0.1)
 
 
 @pytest.mark.parametrize("probability", [0.01, 0.4, 0.99])
@@ -89,10 +90,11 @@ def test_the_share_can_be_chosen(probability, mask_tokens=mlm.mask_tokens):
     _, labels = mask_tokens(ids, special, mask_id=MASK, vocab_size=50, probability=probability,
                             generator=torch.Generator().manual_seed(1))
     selected = labels != -100
-    assert near(int(selected.sum()), 20_000, probability)
-    assert all(near(int(column.sum()), 1000, probability) for column in selected[:, 1:-1].T)
+    assert_near(int(selected.sum()), 20_000, probability)
+    for column in selected[:, 1:-1].T:
+        assert_near(int(column.sum()), 1000, probability)
     if probability == 0.4:                      # neighbours do not know of each other
-        assert near(int((selected[:, 1:-2:2] & selected[:, 2:-1:2]).sum()), 10_000, 0.16)
+        assert_near(int((selected[:, 1:-2:2] & selected[:, 2:-1:2]).sum()), 10_000, 0.16)
 
 
 def test_special_tokens_are_never_touched(mask_tokens=mlm.mask_tokens):
@@ -130,11 +132,12 @@ def test_random_ids_are_ordinary_ones(mask_tokens=mlm.mask_tokens):
                               generator=torch.Generator().manual_seed(1))
     selected = labels != -100
     n = int(selected.sum())
-    assert near(int((out == MASK).sum()), n, 0.8)                            # a drawn mask would make it 0.8125
-    assert near(int((out == ids)[selected].sum()), n, 0.1 * 9 / 8)
+    assert_near(int((out == MASK).sum()), n, 0.8)                            # a drawn mask would make it 0.8125
+    assert_near(int((out == ids)[selected].sum()), n, 0.1 * 9 / 8)
     changed = out[selected & (out != ids) & (out != MASK)]
     assert not set(changed.tolist()) & {PAD, CLS, SEP, MASK}
-    assert all(near(int((changed == i).sum()), len(changed), 1 / 8) for i in range(4, 12))
+    for i in range(4, 12):
+        assert_near(int((changed == i).sum()), len(changed), 1 / 8)
 
 
 def test_the_generator_decides(mask_tokens=mlm.mask_tokens):
@@ -196,9 +199,10 @@ def test_whole_words_are_hidden_together(mask_tokens=mlm.mask_tokens):
     selected = labels != -100
     for i in range(len(lengths)):
         word = selected[:, words[0] == i]
-        assert torch.equal(word.all(1), word.any(1)) and near(int(word.any(1).sum()), 4000, 0.15)
-    assert near(int((selected[:, 0] & selected[:, 1]).sum()), 4000, 0.0225)
-    assert near(int((out == MASK).sum()), int(selected.sum()), 0.8)
+        assert torch.equal(word.all(1), word.any(1))
+        assert_near(int(word.any(1).sum()), 4000, 0.15)
+    assert_near(int((selected[:, 0] & selected[:, 1]).sum()), 4000, 0.0225)
+    assert_near(int((out == MASK).sum()), int(selected.sum()), 0.8)
 
 
 # ---- the loss ----
@@ -426,6 +430,7 @@ def test_masked_batches_of_the_recipe(masked_batches=recipes.masked_batches):
     seen = list(batches)
     n = sum(len(row) - 2 for row in rows)
     hidden = sum(int((batch["labels"] != -100).sum()) for batch in seen)
-    assert near(hidden, n, 0.3) and contents(batches) == contents(seen)
-    assert near(sum(int((batch["input_ids"] == tokenizer.special_id("<mask>")).sum()) for batch in seen), hidden, 0.8)
+    assert contents(batches) == contents(seen)
+    assert_near(hidden, n, 0.3)
+    assert_near(sum(int((batch["input_ids"] == tokenizer.special_id("<mask>")).sum()) for batch in seen), hidden, 0.8)
     assert not any(torch.isin(batch["labels"], torch.tensor(list(tokenizer.special.values()))).any() for batch in seen)

@@ -3,6 +3,7 @@
 import math
 import random
 
+import pytest
 import torch
 
 from minift.core.heads import LanguageModel
@@ -32,6 +33,19 @@ def test_without_noise_the_better_one_is_chosen(chooses_first=preferences.choose
     rng = random.Random(0)
     assert chooses_first(2.0, 1.0, rng, 0) and not chooses_first(1.0, 2.0, rng, 0)
     assert chooses_first(1e6, -1e6, rng, 1.0) and not chooses_first(-1e6, 1e6, rng, 1.0)
+
+
+def test_without_noise_a_tie_is_a_coins_throw(chooses_first=preferences.chooses_first):
+    """noise=0 and equal scores: the first is chosen about half of the time, within four standard errors."""
+    rng = random.Random(0)
+    assert abs(sum(chooses_first(2.0, 2.0, rng, 0) for _ in range(2000)) - 1000) < 4 * math.sqrt(2000 / 4)
+
+
+@pytest.mark.parametrize("noise", [0, 1.0])
+def test_equal_answers_win_alike_on_either_side(noise, annotate=preferences.annotate):
+    """Where both answers have the same score, the first is chosen about half of the time, within four standard errors."""
+    rows = annotate([{"prompt": "", "answers": ["left", "right"]}] * 1000, lambda prompt, text: 5.0, noise=noise, seed=0)
+    assert abs(sum(row["chosen"] == "left" for row in rows) - 500) < 4 * math.sqrt(1000 / 4)
 
 
 def test_annotate_keeps_both_answers_and_their_scores(annotate=preferences.annotate):
