@@ -140,6 +140,14 @@ def checks(path):
 
 
 @EACH
+def test_a_bug_to_find_breaks_a_law(path):
+    """What a lesson shows under a check without hints is a report in which a law fails, and no other error."""
+    reports = ["".join("".join(output.get("text", "")) for output in cell["outputs"]) for cell in read(path)["cells"]
+               if cell["cell_type"] == "code" and "hints=False" in "".join(cell["source"])]
+    assert reports and all("\n  FAILS " in said and "error: " not in said for said in reports)
+
+
+@EACH
 def test_what_is_checked_has_laws(path):
     """Every check() of a lesson names a function that some test takes."""
     for name, _ in checks(path):

@@ -43,8 +43,9 @@ def test_without_noise_a_tie_is_a_coins_throw(chooses_first=preferences.chooses_
 
 @pytest.mark.parametrize("noise", [0, 1.0])
 def test_equal_answers_win_alike_on_either_side(noise, annotate=preferences.annotate):
-    """Where both answers have the same score, the first is chosen about half of the time, within four standard errors."""
-    rows = annotate([{"prompt": "", "answers": ["left", "right"]}] * 1000, lambda prompt, text: 5.0, noise=noise, seed=0)
+    """Where both answers have the same score, the first is chosen in half of the cases, within four standard errors."""
+    pairs = [{"prompt": "", "answers": ["left", "right"]}] * 1000
+    rows = annotate(pairs, lambda prompt, text: 5.0, noise=noise, seed=0)
     assert abs(sum(row["chosen"] == "left" for row in rows) - 500) < 4 * math.sqrt(1000 / 4)
 
 
