@@ -52,7 +52,7 @@ class TrainingState:
                 tensors[f"optimizer.{key}.{name}"] = value
         counters = {"step": self.step, "n_batches": self.n_batches, "first_epoch": self.first_epoch, "best": self.best}
         write_tensors(path, tensors,
-                                 {"kind": FORMAT, **counters, "settings": self.settings, "history": self.history})
+                      {"kind": FORMAT, **counters, "settings": self.settings, "history": self.history})
 
     def load(self, path):
         """Take over the state in `path`: weights, moments, counters, the data's position, the random numbers last.

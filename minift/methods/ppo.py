@@ -195,52 +195,10 @@ def train_ppo(policy, reference, value_model, reward_fn, prompts, config, *, ite
 
     with lp.eval_mode(models), CtrlC() as ctrl_c, bar:     # no dropout: the ratio must be 1 before the first update
         while state.step < iterations:
-            # 1. Rollout: the policy writes. What the sampler says about its tokens are the old log-probs.
-            clock = [time.perf_counter()]
-            input_ids, attention_mask = left_pad(draw_prompts(prompts, batch_size, state.step, seed), pad_id, device)
-            generation = generate(policy, input_ids, attention_mask, max_new_tokens=config.max_new_tokens,
-                                  temperature=config.temperature, eos_id=eos_id, pad_id=pad_id,
-                                  generator=_generator(device, seed, "sample", state.step))
-            input_ids, attention_mask = generation.input_ids, generation.attention_mask         # (B, T)
-            mask, old_logprobs = generation.response_mask[:, 1:], generation.logprobs           # (B, T-1)
-            clock.append(time.perf_counter())
-            with torch.no_grad():
-                # 2. Score each response; one without an end pays for it, once.
-                scores = _check_scores(reward_fn(generation), batch_size).to(old_logprobs)      # (B,)
-                ended = _ended(generation, eos_id)                                              # (B,)
-                paid = scores - config.missing_eos_penalty * (~ended).to(scores.dtype)
-
-                # 3. Reward each token: it pays for leaving the reference, the last one earns the score.
-                ref_logprobs = _check_reference(reference(input_ids, attention_mask), old_logprobs)
-                rewards = token_rewards(paid, old_logprobs, ref_logprobs, mask, controller.beta)
-                if config.whiten_rewards:
-                    rewards = lp.masked_whiten(rewards, mask, keep_mean=True)
-
-                # 4. Credit each token: how much better than expected did it go from there?
-                values = value_model(input_ids, attention_mask)[:, :-1]                         # (B, T-1)
-                advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
-                rollout = {"input_ids": input_ids, "attention_mask": attention_mask, "response_mask": mask,
-                           "old_logprobs": old_logprobs, "old_values": values, "returns": returns,
-                           "advantages": lp.masked_whiten(advantages, mask)}
-            clock.append(time.perf_counter())
-
-            # 5. Update on shuffled minibatches; each response is used once an epoch.
-            _refuse_dropout(models)
-            lr, updates = config.lr * (1 - state.step / iterations), []
-            shuffle = _generator("cpu", seed, "shuffle", state.step)
-            for _ in range(config.epochs):
-                for rows in torch.randperm(batch_size, generator=shuffle).split(config.minibatch_size):
-                    minibatch = {name: x[rows.to(device)] for name, x in rollout.items()}
-                    loss_fn = partial(ppo_loss, policy, value_model, config=config, untouched=not updates)
-                    updates.append(take_step(optimizer, [minibatch], loss_fn, lr=lr, clip=config.clip))
-                    if state.step == start and len(updates) == 1:
-                        _refuse_moving(reference, input_ids, attention_mask, ref_logprobs)
-            clock.append(time.perf_counter())
-
-            # 6. Log, steer beta, save.
-            row = {"iteration": state.step + 1, "beta": controller.beta, "seconds_rollout": clock[1] - clock[0],
-                   "seconds_scoring": clock[2] - clock[1], "seconds_update": clock[3] - clock[2],
-                   **_rollout_metrics(rollout, scores, ref_logprobs, ended), **_mean_metrics(updates)}
+            row = ppo_iteration(policy, reference, value_model, reward_fn, optimizer,
+                                draw_prompts(prompts, batch_size, state.step, seed), config, beta=controller.beta,
+                                lr=config.lr * (1 - state.step / iterations), eos_id=eos_id, pad_id=pad_id, seed=seed,
+                                iteration=state.step, check_reference=state.step == start)
             row["next_beta"] = controller.update(row["kl"], batch_size) if config.target_kl else controller.beta
             state.history.append(row)
             state.step += 1
@@ -254,6 +212,60 @@ def train_ppo(policy, reference, value_model, reward_fn, prompts, config, *, ite
             if stop:
                 raise KeyboardInterrupt(f"stopped after iteration {state.step} of {iterations}")
     return state.history
+
+
+def ppo_iteration(policy, reference, value_model, reward_fn, optimizer, prompts, config, *, beta, lr, eos_id, pad_id,
+                  seed=0, iteration=0, check_reference=True):
+    """One round, in six numbered steps: one response to each prompt, then `epochs` passes of updates over them.
+
+    beta, lr: this round's. seed, iteration: what the random numbers depend on. check_reference: has the first update
+    left the reference alone? The rest is train_ppo's. Returns the row of the history.
+    """
+    device, clock = next(policy.parameters()).device, [time.perf_counter()]
+
+    # 1. Rollout: the policy writes. What the sampler says about its tokens are the old log-probs.
+    generation = generate(policy, *left_pad(prompts, pad_id, device), max_new_tokens=config.max_new_tokens,
+                          temperature=config.temperature, eos_id=eos_id, pad_id=pad_id,
+                          generator=_generator(device, seed, "sample", iteration))
+    input_ids, attention_mask = generation.input_ids, generation.attention_mask         # (B, T)
+    mask, old_logprobs = generation.response_mask[:, 1:], generation.logprobs           # (B, T-1)
+    clock.append(time.perf_counter())
+    with torch.no_grad():
+        # 2. Score each response; one without an end pays for it, once.
+        scores = _check_scores(reward_fn(generation), len(prompts)).to(old_logprobs)    # (B,)
+        ended = _ended(generation, eos_id)                                              # (B,)
+        paid = scores - config.missing_eos_penalty * (~ended).to(scores.dtype)
+
+        # 3. Reward each token: it pays for leaving the reference, the last one earns the score.
+        ref_logprobs = _check_reference(reference(input_ids, attention_mask), old_logprobs)
+        rewards = token_rewards(paid, old_logprobs, ref_logprobs, mask, beta)
+        if config.whiten_rewards:
+            rewards = lp.masked_whiten(rewards, mask, keep_mean=True)
+
+        # 4. Credit each token: how much better than expected did it go from there?
+        values = value_model(input_ids, attention_mask)[:, :-1]                         # (B, T-1)
+        advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
+        rollout = {"input_ids": input_ids, "attention_mask": attention_mask, "response_mask": mask,
+                   "old_logprobs": old_logprobs, "old_values": values, "returns": returns,
+                   "advantages": lp.masked_whiten(advantages, mask)}
+    clock.append(time.perf_counter())
+
+    # 5. Update on shuffled minibatches; each response is used once an epoch.
+    _refuse_dropout(policy, value_model)
+    updates, shuffle = [], _generator("cpu", seed, "shuffle", iteration)
+    for _ in range(config.epochs):
+        for rows in torch.randperm(len(prompts), generator=shuffle).split(config.minibatch_size):
+            minibatch = {name: x[rows.to(device)] for name, x in rollout.items()}
+            loss_fn = partial(ppo_loss, policy, value_model, config=config, untouched=not updates)
+            updates.append(take_step(optimizer, [minibatch], loss_fn, lr=lr, clip=config.clip))
+            if check_reference and len(updates) == 1:
+                _refuse_moving(reference, input_ids, attention_mask, ref_logprobs)
+    clock.append(time.perf_counter())
+
+    # 6. Say how it went.
+    seconds = {f"seconds_{name}": clock[i + 1] - clock[i] for i, name in enumerate(("rollout", "scoring", "update"))}
+    return {"iteration": iteration + 1, "beta": beta, **seconds,
+            **_rollout_metrics(rollout, scores, ref_logprobs, ended), **_mean_metrics(updates)}
 
 
 def ppo_loss(policy, value_model, batch, config, untouched=False):
@@ -359,8 +371,8 @@ def _refuse_settings(policy, reference, value_model, prompts, iterations, batch_
         raise MiniftError(f"iterations is {iterations} and batch_size {batch_size}; both must be at least 1")
 
 
-def _refuse_dropout(models):
-    if any(module.training for module in models.modules()):
+def _refuse_dropout(*models):
+    if any(module.training for model in models for module in model.modules()):
         raise MiniftError("the policy or the value model was put into training mode during PPO, where dropout changes "
                           "the ratio; reward_fn and on_iteration must leave both in eval mode")
 
