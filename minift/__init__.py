@@ -4,7 +4,10 @@ The map of the package (imports point down the list, never up):
 
     tour, __main__   the whole journey, and the command line (whose work is in jobs)
     label            a page on which people compare answers, label texts, write instructions
-    label_curve, baselines, recipes    a study of label counts; what a classifier must beat; how data/ was made
+    cluster_study, four_ways, label_curve    studies: unseen clusters, ways to get data, numbers of labels
+    recipes, baselines    how data/ was made; what a classifier must beat
+    check, explain, hints    exercises that check themselves, and what they say
+    show, pictures, report    what lessons, studies and the tour show
     datasets         where text comes from: the toy world, JSONL files, chats, templates, batches, preferences
     evaluation       how good is it: metrics, and a world small enough to know the exact answer
     methods          one fine-tuning idea per file; none imports another

@@ -209,6 +209,16 @@ def test_a_shown_source_is_the_present_one(path):
 
 
 @EACH
+def test_a_reported_line_is_the_present_one(path):
+    """The lines of tests that a lesson's reports name are these lines now; if not, run the lesson again."""
+    outputs = [output for cell in read(path)["cells"] for output in cell.get("outputs", ())]
+    shown = "".join("".join(output.get("text", "")) for output in outputs)
+    for file, number, statement in re.findall(r"(test_\w+\.py), line (\d+): (.{,30})", shown):
+        line = (ROOT / "tests" / file).read_text(encoding="utf-8").splitlines()[int(number) - 1]
+        assert " ".join(line.split()).startswith(statement.rstrip()), f"{path.name}: {file}, line {number} is another"
+
+
+@EACH
 def test_prose_is_calm(path):
     """No exclamation marks, no LaTeX (which pages without a network cannot draw)."""
     assert "!" not in prose(path).replace("![", "[") and "$" not in prose(path)

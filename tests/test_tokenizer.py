@@ -3,9 +3,10 @@ import random
 from collections import Counter
 
 import pytest
+import regex
 import tiktoken
 
-from minift.core import tokenizer as tk
+from minift.core import bpe
 from minift.core.tokenizer import DEFAULT_SPECIAL, Tokenizer
 from minift.core.vocabulary import GPT2
 from minift.errors import MiniftError
@@ -65,7 +66,7 @@ def test_three_merges_encode_the_textbook_example(Tokenizer=Tokenizer):
     assert tokenizer.token_bytes(258) == b"aaab"
 
 
-def test_merge_works_from_left_to_right(merge=tk.merge):
+def test_merge_works_from_left_to_right(merge=bpe.merge):
     """Every occurrence of the pair is replaced, the left one first where two overlap; nothing else changes."""
     assert merge([1, 1, 1, 2, 1, 1], (1, 1), 9) == [9, 1, 2, 9]
     assert merge([1, 2, 3, 1, 2], (1, 2), 9) == [9, 3, 9]
@@ -73,13 +74,13 @@ def test_merge_works_from_left_to_right(merge=tk.merge):
     assert merge([], (1, 2), 9) == []
 
 
-def test_ties_go_to_the_smaller_pair(learn_merges=tk.learn_merges):
+def test_ties_go_to_the_smaller_pair(learn_merges=bpe.learn_merges):
     """Of the pairs with the highest count, the smallest pair of ids is merged first."""
     assert learn_merges({b"xy": 2, b"ab": 2, b"ba": 2}, 3) == [(97, 98), (98, 97), (120, 121)]
     assert learn_merges({b"xy": 3, b"ab": 2}, 1) == [(120, 121)]
 
 
-def test_incremental_counts_equal_counting_everything_again(learn_merges=tk.learn_merges):
+def test_incremental_counts_equal_counting_everything_again(learn_merges=bpe.learn_merges):
     """The merges are those of an algorithm that counts all pairs of all words anew before each merge."""
     rng = random.Random(0)
     for _ in range(60):
@@ -90,11 +91,11 @@ def test_incremental_counts_equal_counting_everything_again(learn_merges=tk.lear
         assert learn_merges(words, 30) == brute_force_merges(words, 30)
 
 
-def test_the_order_of_the_corpus_does_not_matter(Tokenizer=Tokenizer, learn_merges=tk.learn_merges):
+def test_the_order_of_the_corpus_does_not_matter(Tokenizer=Tokenizer, learn_merges=bpe.learn_merges):
     """Shuffled texts, and shuffled counts, give the same merges."""
     rng = random.Random(1)
     texts = [random_text(rng) for _ in range(40)]
-    words = tk.count_words(texts)
+    words = bpe.count_words(texts)
     expected, expected_hash = learn_merges(words, 60), Tokenizer.train(texts, 256 + 60 + N_SPECIAL).hash()
     for _ in range(5):
         rng.shuffle(texts)
@@ -110,11 +111,11 @@ def test_encode_replays_the_merges_in_the_order_of_learning(Tokenizer=Tokenizer)
     texts = [random_text(rng) for _ in range(60)]
     n_merges = 50
     tokenizer = Tokenizer.train(texts, 256 + n_merges + N_SPECIAL)
-    merges = brute_force_merges(tk.count_words(texts), n_merges)
+    merges = brute_force_merges(bpe.count_words(texts), n_merges)
     for _ in range(1000):
         text = random_text(rng)
         expected = []
-        for piece in tk.regex.findall(tk.PATTERN, text):
+        for piece in regex.findall(bpe.PATTERN, text):
             ids = list(piece.encode())
             for k, pair in enumerate(merges):
                 ids = replace(ids, pair, 256 + k)
@@ -126,7 +127,7 @@ def test_encode_equals_tiktoken_with_the_same_ranks(Tokenizer=Tokenizer):
     """tiktoken, built from the same ranks, gives the same ids on a thousand random strings."""
     tokenizer = Tokenizer.train(STORY, 256 + 80 + N_SPECIAL)
     peer = tiktoken.Encoding(
-        "peer", pat_str=tk.PATTERN, mergeable_ranks=tokenizer.ranks, special_tokens=tokenizer.special
+        "peer", pat_str=bpe.PATTERN, mergeable_ranks=tokenizer.ranks, special_tokens=tokenizer.special
     )
     rng = random.Random(3)
     for text in NASTY + STORY + [random_text(rng) for _ in range(1000)]:
@@ -140,7 +141,7 @@ def test_decode_undoes_encode(Tokenizer=Tokenizer):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_pieces_keep_one_space_and_cover_the_text(count_words=tk.count_words):
+def test_pieces_keep_one_space_and_cover_the_text(count_words=bpe.count_words):
     """A piece is a word, a number, signs or white space, with at most one space before it; pieces cover the text."""
     assert count_words(["the the cat's 12\n\n  x!?"]) == {b"the": 1, b" the": 1, b" cat": 1, b"'s": 1, b" 12": 1,
                                                           b"\n\n": 1, b"  ": 1, b"x": 1, b"!?": 1}
@@ -311,7 +312,7 @@ def test_a_tokenizer_file_with_impossible_contents_is_refused(tmp_path, change, 
 
 def test_more_special_tokens(Tokenizer=Tokenizer):
     """New ones come last, text still never becomes one, all else stays; a name that is there already is refused."""
-    old = Tokenizer.train(["the cat the cat"], 256 + 3 + len(tk.DEFAULT_SPECIAL))
+    old = Tokenizer.train(["the cat the cat"], 256 + 3 + len(DEFAULT_SPECIAL))
     new = old.with_special(["<tool>", "<end of tool>"])
     assert [new.special["<tool>"], new.special["<end of tool>"]] == [old.vocab_size, old.vocab_size + 1]
     assert new.encode("the <tool> cat") == old.encode("the <tool> cat") and new.pad_id == old.pad_id
