@@ -13,15 +13,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from minift.core.adapter import adapter_family, peft_key, peft_name, read_adapter, write_adapter
+from minift.core.adapter import adapter_family, peft_key, read_adapter, write_adapter
+from minift.core.adapter_contents import EMBED, adapter_contents, extra_parameters, match_adapter, plain_parameters
 from minift.core.checkpoint import fingerprint
-from minift.core.heads import LanguageModel
 from minift.core.logprobs import make_reference
-from minift.core.resize import resize_vocabulary, vocabulary_parameters
+from minift.core.resize import resize_vocabulary
 from minift.errors import MiniftError
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-EMBED, OUTPUT = "body.embed.weight", "head.weight"
 
 
 class LoRALinear(nn.Module):
@@ -203,48 +202,10 @@ def save_adapter(model, path, base=None):
     file; the base's fingerprint is stored too. Raises MiniftError when the model has no LoRA, or has it merged.
     """
     layers, family = lora_layers(model), adapter_family(model)
-    extras = extra_parameters(model)
-    settings = {(layer.rank, layer.alpha, layer.dropout.p) for layer in layers.values()}
-    if len(settings) > 1:
-        raise MiniftError(f"an adapter file has one rank, alpha and dropout, but the layers have {sorted(settings)}")
-    (rank, alpha, dropout), = settings
-    tensors = {f"{peft_key(name, family)}.lora_{part}.weight": getattr(layer, f"lora_{part}")
-               for name, layer in layers.items() for part in "AB"}
-    tensors |= {peft_key(name, family): parameter for name, parameter in extras.items()}
-    task = "CAUSAL_LM" if isinstance(model, LanguageModel) else "SEQ_CLS" if hasattr(model, "score") else None
-    config = {"task_type": task, "fan_in_fan_out": family == "gpt2",        # its layers are Conv1D
-              "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha, "lora_dropout": dropout,
-              "target_modules": target_names(model, layers, family),
-              "modules_to_save": sorted({peft_name(name.rpartition(".")[0], family) for name in extras}) or None}
-    if EMBED in extras and getattr(model, "tie_embeddings", False):     # PEFT: one matrix, and yet under both names
-        config["ensure_weight_tying"] = True
-        tensors[peft_key(OUTPUT, family)] = extras[EMBED]
-    write_adapter(path, tensors, config, fingerprint(model, skip=tuple(extras)), family)
-
-
-def extra_parameters(model):
-    """plain name -> each trainable parameter that is not LoRA's: what add_lora's caller unfroze."""
-    lora = {id(parameter) for layer in lora_layers(model).values() for parameter in (layer.lora_A, layer.lora_B)}
-    return {name: p for name, p in plain_parameters(model).items() if p.requires_grad and id(p) not in lora}
-
-
-def plain_parameters(model):
-    """name -> parameter, under the names that it has, or would have, without LoRA."""
-    wrappers = {name for name, module in model.named_modules() if isinstance(module, LoRALinear)}
-    plain = {}
-    for name, parameter in model.named_parameters():
-        owner, _, rest = name.partition(".linear.")
-        plain[f"{owner}.{rest}" if owner in wrappers else name] = parameter
-    return plain
-
-
-def target_names(model, layers, family):
-    """PEFT's target_modules: short names ("q_proj") if the family has these, and LoRA is in every layer called so."""
-    short = sorted({name.rpartition(".")[2] for name in layers})
-    left_out = any(isinstance(module, nn.Linear) and name.rpartition(".")[2] in short
-                   for name, module in model.named_modules())
-    full = sorted(peft_name(name, family) for name in layers)
-    return full if left_out or family != "llama" else short
+    extras = extra_parameters(model, layers)
+    tensors, config = adapter_contents(model, layers, extras, family)
+    write_adapter(path, tensors, config | {"base_model_name_or_path": base}, fingerprint(model, skip=tuple(extras)),
+                  family)
 
 
 def load_adapter(model, path, force=False):
@@ -254,62 +215,24 @@ def load_adapter(model, path, force=False):
     when the adapter was made for another base (force=True overrules this one: the fingerprints then may differ).
     """
     config, tensors, metadata = read_adapter(path)
-    present = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
-    if any(layer.merged for layer in present.values()):
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
+    if any(layer.merged for layer in layers.values()):
         raise MiniftError("the model has a merged LoRA; call unmerge_lora(model) before loading an adapter")
     family = adapter_family(model)
-    names, extras = match_names(model, present, tensors, config["r"], path, family)
+    names, extras = match_adapter(model, layers, tensors, config["r"], path, family)
     if "fingerprint" in metadata and not force and metadata["fingerprint"] != fingerprint(model, skip=tuple(extras)):
         raise MiniftError(f"{path} was made for a base model with other weights; load that base, or use force=True")
-    if not present:
-        add_lora(model, config["r"], config["lora_alpha"], tuple(names), config["lora_dropout"])
+    if not layers:
+        layers = lora_layers(add_lora(model, config["r"], config["lora_alpha"], tuple(names), config["lora_dropout"]))
     if EMBED in extras:                              # the adapter may have come with new tokens
         resize_vocabulary(model, len(tensors[peft_key(EMBED, family)]))
-    parameters = plain_parameters(model)
+    parameters = plain_parameters(model, layers)
     with torch.no_grad():
         for name in names:
-            layer = model.get_submodule(name)
-            layer.alpha = config["lora_alpha"]
-            layer.lora_A.copy_(tensors[f"{peft_key(name, family)}.lora_A.weight"])
-            layer.lora_B.copy_(tensors[f"{peft_key(name, family)}.lora_B.weight"])
+            layers[name].alpha = config["lora_alpha"]
+            layers[name].lora_A.copy_(tensors[f"{peft_key(name, family)}.lora_A.weight"])
+            layers[name].lora_B.copy_(tensors[f"{peft_key(name, family)}.lora_B.weight"])
         for name in extras:
             parameters[name].copy_(tensors[peft_key(name, family)])
             parameters[name].requires_grad_(True)
     return model
-
-
-def match_names(model, present, tensors, rank, path, family):
-    """The names of the layers and of the further parameters in an adapter, all shapes checked against the model's.
-
-    Embeddings and output layers may have more rows than the model's: those of new tokens.
-    """
-    linears = present or {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    shapes, names = {}, []
-    for name, module in linears.items():
-        key = peft_key(name, family)
-        if present or f"{key}.lora_A.weight" in tensors:
-            linear = module.linear if present else module
-            names.append(name)
-            shapes[f"{key}.lora_A.weight"] = (module.rank if present else rank, linear.in_features)
-            shapes[f"{key}.lora_B.weight"] = (linear.out_features, module.rank if present else rank)
-    parameters = plain_parameters(model)
-    extras = [name for name in parameters if peft_key(name, family) in tensors]
-    shapes |= {peft_key(name, family): tuple(parameters[name].shape) for name in extras}
-    embed, output, tied = peft_key(EMBED, family), peft_key(OUTPUT, family), getattr(model, "tie_embeddings", False)
-    if EMBED in extras:
-        rows = max(model.config.vocab_size, len(tensors[embed]))
-        shapes |= {peft_key(name, family): (rows, *parameters[name].shape[1:])
-                   for name in vocabulary_parameters(model) if name in extras}
-        shapes |= {output: shapes[embed]} if tied else {}                    # a copy, as PEFT writes it
-    missing, unexpected = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
-    if missing or unexpected or not names:
-        raise MiniftError(f"{path} does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]} "
-                          f"({len(missing)} and {len(unexpected)} in all)")
-    for key, shape in shapes.items():
-        if tuple(tensors[key].shape) != shape:
-            raise MiniftError(f"{path} was made for another model or rank: {key} is {tuple(tensors[key].shape)}, "
-                              f"expected {shape}")
-    if EMBED in extras and tied and not torch.equal(tensors[embed], tensors[output]):
-        raise MiniftError(f"{path}: {output} differs from {embed}, but this model has one matrix for both; train the "
-                          "adapter with ensure_weight_tying")
-    return names, extras
