@@ -27,13 +27,11 @@ def rows_of(batch):
     return [row[mask].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
 
 
-def test_pad_fills_the_asked_side(pad=b.pad):
-    """Rows come out as one tensor, filled at the right or at the left, as long as the longest or as asked."""
+def test_pad_fills_the_right_side(pad=b.pad):
+    """Rows come out as one tensor, filled at the right, as long as the longest or as asked."""
     rows = [[1, 2, 3], [4], []]
     assert pad(rows, 9).tolist() == [[1, 2, 3], [4, 9, 9], [9, 9, 9]]
-    assert pad(rows, 9, side="left").tolist() == [[1, 2, 3], [9, 9, 4], [9, 9, 9]]
     assert pad(rows, 9, length=4).tolist() == [[1, 2, 3, 9], [4, 9, 9, 9], [9, 9, 9, 9]]
-    assert pad(rows, 9, side="left", length=4).tolist() == [[9, 1, 2, 3], [9, 9, 9, 4], [9, 9, 9, 9]]
 
 
 def test_pad_takes_its_type_from_the_pad_value(pad=b.pad):
@@ -46,11 +44,9 @@ def test_pad_takes_its_type_from_the_pad_value(pad=b.pad):
 
 
 def test_pad_refuses_what_does_not_fit(pad=b.pad):
-    """A row longer than the length, or an unknown side, is a MiniftError."""
+    """A row longer than the length is a MiniftError."""
     with pytest.raises(MiniftError, match="3 tokens.*2"):
         pad([[1], [1, 2, 3]], 0, length=2)
-    with pytest.raises(MiniftError, match="middle"):
-        pad([[1]], 0, side="middle")
 
 
 def test_collate_masks_by_length_and_not_by_id(collate=b.collate):

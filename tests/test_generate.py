@@ -86,6 +86,13 @@ def test_a_batch_writes_what_each_prompt_writes_alone(config, generate=sampler.g
             assert out.input_ids[row][out.attention_mask[row]].tolist() == alone.tolist()
 
 
+def test_prompts_are_padded_on_the_left(left_pad=sampler.left_pad):
+    """The last column is real in each row, and the mask marks exactly the prompts."""
+    input_ids, attention_mask = left_pad([[5, 6, 7], [8]], 9)
+    assert input_ids.tolist() == [[5, 6, 7], [9, 9, 8]]
+    assert attention_mask.tolist() == [[True, True, True], [False, False, True]]
+
+
 def test_the_masks_say_what_is_real(generate=sampler.generate):
     """A row is pads, prompt, response with its EOS, pad_id; attention_mask marks the middle two."""
     model, (ids, mask) = model_of(), prompts((4, 2, 3, 1, 4, 3, 2, 4))

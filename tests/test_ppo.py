@@ -230,13 +230,6 @@ def test_settings_that_make_no_sense(PPOConfig=ppo.PPOConfig):
     PPOConfig(beta=0.0, value_clip_range=None, target_kl=None, clip=None)
 
 
-def test_prompts_are_padded_on_the_left(left_pad=ppo.left_pad):
-    """The last column is real in each row, and the mask marks exactly the prompts."""
-    input_ids, attention_mask = left_pad([[5, 6, 7], [8]], 9)
-    assert input_ids.tolist() == [[5, 6, 7], [9, 9, 8]]
-    assert attention_mask.tolist() == [[True, True, True], [False, False, True]]
-
-
 def test_each_prompt_is_drawn_once_a_pass(draw_prompts=ppo.draw_prompts):
     """The stream of prompts is one permutation after another, each a new one, and the same again for the same seed."""
     prompts = list(range(7))

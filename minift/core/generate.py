@@ -25,6 +25,14 @@ class Generation:
     logprobs: torch.Tensor          # (B, T-1) nats, of each written token (column t - 1 for token t), 0 elsewhere
 
 
+def left_pad(prompts, pad_id, device=None):
+    """Lists of ids -> input_ids and attention_mask, both (B, T), the last column real in each row."""
+    gaps = [max(len(prompt) for prompt in prompts) - len(prompt) for prompt in prompts]
+    input_ids = [[pad_id] * gap + list(prompt) for gap, prompt in zip(gaps, prompts)]
+    real = [[False] * gap + [True] * len(prompt) for gap, prompt in zip(gaps, prompts)]
+    return torch.tensor(input_ids, device=device), torch.tensor(real, device=device)
+
+
 @torch.no_grad()
 def generate(model, input_ids, attention_mask=None, *, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_id,
              pad_id, generator=None):

@@ -13,22 +13,18 @@ from minift.core.logprobs import IGNORE_INDEX
 from minift.errors import MiniftError
 
 
-def pad(rows, pad_value, side="right", length=None):
-    """Make rows of unequal length one tensor (B, T), filled up with pad_value, whose type is the tensor's type.
+def pad(rows, pad_value, length=None):
+    """Make rows of unequal length one tensor (B, T), filled up at the right with pad_value, whose type is the tensor's.
 
-    side: "right" for training, "left" for generation, where the last column must be real.
-    length: T; by default that of the longest row. MiniftError when a row is longer.
+    length: T; by default that of the longest row. MiniftError when a row is longer. (Prompts: generate.left_pad.)
     """
-    if side not in ("left", "right"):
-        raise MiniftError(f"side must be 'left' or 'right'; got {side!r}")
     longest = max((len(row) for row in rows), default=0)
     length = longest if length is None else length
     if longest > length:
         raise MiniftError(f"a row has {longest} tokens, more than the length of {length}; truncate it first")
     padded = torch.full((len(rows), length), pad_value)     # (B, T)
     for i, row in enumerate(rows):
-        start = length - len(row) if side == "left" else 0
-        padded[i, start:start + len(row)] = torch.as_tensor(row, dtype=padded.dtype)
+        padded[i, :len(row)] = torch.as_tensor(row, dtype=padded.dtype)
     return padded
 
 

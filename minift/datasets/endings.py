@@ -7,8 +7,8 @@ whether the ending fits its story (`datasets.rubric` judges whole stories), read
 
 import torch
 
-from minift.core.generate import generate
-from minift.datasets.batches import chunks, pad
+from minift.core.generate import generate, left_pad
+from minift.datasets.batches import chunks
 from minift.datasets.corpus import stories
 from minift.datasets.rubric import ROLES, sentences, skeleton
 
@@ -35,8 +35,7 @@ def sample_endings(model, tokenizer, beginnings, *, max_new_tokens=48, seed=0, b
     generator = torch.Generator(device=device).manual_seed(seed)
     for part in chunks(beginnings, batch_size):
         rows = [tokenizer.encode(text) for text in part]
-        mask = pad([[True] * len(row) for row in rows], False, side="left").to(device)
-        out = generate(model, pad(rows, tokenizer.pad_id, side="left").to(device), mask, max_new_tokens=max_new_tokens,
+        out = generate(model, *left_pad(rows, tokenizer.pad_id, device), max_new_tokens=max_new_tokens,
                        eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, generator=generator)
         for row, ids, response in zip(rows, out.input_ids, out.response_mask):
             response_ids = ids[response].tolist()

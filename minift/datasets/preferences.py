@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from minift.core.generate import generate
-from minift.datasets.batches import chunks, pad
+from minift.core.generate import generate, left_pad
+from minift.datasets.batches import chunks
 from minift.datasets.chat import encode_prompt
 
 
@@ -33,10 +33,8 @@ def sample_answers(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0
     answers = []
     for part in chunks(prompts, batch_size):
         rows = [encode_prompt(tokenizer, prompt) for prompt in part]
-        mask = pad([[True] * len(row) for row in rows], False, side="left")
-        out = generate(model, pad(rows, tokenizer.pad_id, side="left").to(device), mask.to(device),
-                       max_new_tokens=max_new_tokens, temperature=temperature, eos_id=tokenizer.eos_id,
-                       pad_id=tokenizer.pad_id, generator=generator)
+        out = generate(model, *left_pad(rows, tokenizer.pad_id, device), max_new_tokens=max_new_tokens,
+                       temperature=temperature, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, generator=generator)
         for prompt, row, ids, written in zip(part, rows, out.input_ids, out.response_mask):
             response = ids[written].tolist()
             ended = response[-1:] == [tokenizer.eos_id]

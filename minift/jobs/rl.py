@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from minift.core.files import write_text
-from minift.core.generate import generate
+from minift.core.generate import generate, left_pad
 from minift.core.heads import TokenScorer
 from minift.core.logprobs import kl_estimate, make_reference, masked_sum
 from minift.datasets.batches import chunks
@@ -17,7 +17,7 @@ from minift.jobs.examples import load
 from minift.jobs.rewards import open_reward
 from minift.jobs.run import Run, with_lora
 from minift.methods.lora import base_reference
-from minift.methods.ppo import PPOConfig, left_pad, train_ppo, zero_head
+from minift.methods.ppo import PPOConfig, train_ppo, zero_head
 
 FORMS = ("prompt", "completion", "pair", "text")        # of all but the text, the prompt is used
 

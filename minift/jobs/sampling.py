@@ -4,8 +4,8 @@ import codecs
 
 import torch
 
-from minift.core.generate import generate, stream
-from minift.datasets.batches import chunks, pad
+from minift.core.generate import generate, left_pad, stream
+from minift.datasets.batches import chunks
 from minift.errors import MiniftError
 
 LONGEST_ANSWER = 128        # tokens, when --max-new-tokens does not say
@@ -34,11 +34,9 @@ def write_answers(model, tokenizer, prompts, *, max_new_tokens=None, temperature
     answers = {}
     for part in chunks(sorted(range(len(prompts)), key=lambda i: len(prompts[i])), batch_size):
         rows = [prompts[i] for i in part]
-        input_ids = pad(rows, tokenizer.pad_id, side="left").to(device)                             # (B, T)
-        mask = pad([[True] * len(row) for row in rows], False, side="left").to(device)              # (B, T)
-        out = generate(model, input_ids, mask, max_new_tokens=room_to_answer(model, rows[-1], max_new_tokens),
-                       temperature=temperature, top_k=top_k, top_p=top_p, eos_id=tokenizer.eos_id,
-                       pad_id=tokenizer.pad_id, generator=generator)
+        out = generate(model, *left_pad(rows, tokenizer.pad_id, device),
+                       max_new_tokens=room_to_answer(model, rows[-1], max_new_tokens), temperature=temperature,
+                       top_k=top_k, top_p=top_p, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, generator=generator)
         for i, ids, written in zip(part, out.input_ids, out.response_mask):
             answers[i] = ids[written].tolist()
     return [answers[i] for i in range(len(prompts))]

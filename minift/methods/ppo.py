@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from minift.core import logprobs as lp
-from minift.core.generate import generate
+from minift.core.generate import generate, left_pad
 from minift.core.resume import CtrlC, TrainingState, check_writable
 from minift.core.step import make_optimizer, take_step
 from minift.core.train import tqdm
@@ -290,14 +290,6 @@ def ppo_loss(policy, value_model, batch, config, untouched=False):
 
 
 # ---- the loop's parts ----
-
-
-def left_pad(prompts, pad_id, device=None):
-    """Lists of ids -> input_ids and attention_mask, both (B, T), the last column real in each row."""
-    gaps = [max(len(prompt) for prompt in prompts) - len(prompt) for prompt in prompts]
-    input_ids = [[pad_id] * gap + list(prompt) for gap, prompt in zip(gaps, prompts)]
-    real = [[False] * gap + [True] * len(prompt) for gap, prompt in zip(gaps, prompts)]
-    return torch.tensor(input_ids, device=device), torch.tensor(real, device=device)
 
 
 def draw_prompts(prompts, batch_size, iteration, seed):

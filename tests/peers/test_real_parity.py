@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minift.core.generate import generate
+from minift.core.generate import generate, left_pad
 from minift.core.logprobs import token_logprobs
 from minift.core.pretrained import load_pretrained, locate
-from minift.datasets.batches import pad
 from minift.datasets.chat import encode_prompt
 from minift.datasets.segments import collate_ids, encode_segments
 from minift.errors import MiniftError
@@ -83,8 +82,7 @@ def test_greedy_answers(smollm2):
     """The same answers to 20 prompts, token by token, from one left-padded batch."""
     ours, tokenizer, theirs = smollm2
     rows = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
-    ids = pad(rows, tokenizer.pad_id, side="left")
-    mask = pad([[True] * len(row) for row in rows], False, side="left")
+    ids, mask = left_pad(rows, tokenizer.pad_id)
     out = generate(ours, ids, mask, max_new_tokens=16, temperature=0, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
     expected = theirs.generate(ids, attention_mask=mask.long(), max_new_tokens=16, do_sample=False,
                                eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
