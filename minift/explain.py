@@ -76,7 +76,7 @@ def compared(excinfo, message):
     refused = re.search(r"Expected regex: (.*)\n +Actual message: (.*)", message)
     if refused:
         return f"the error is right, but its message must hold {refused[1]}; it is {one_line(refused[2])}"
-    noise = ("+", "-", "?", "Use -v", "Full diff")
+    noise = ("+", "-", "?", "Use -v", "Full diff", "Omitting")
     kept = [line for line in message.splitlines() if not line.lstrip().startswith(noise)]
     text = one_line(" ".join(kept)).removeprefix("assert ").partition(" comparison failed")[0]    # the rest repeats it
     return text.removeprefix("(" * (text.count("(") > text.count(")"))) or "the values differ"
