@@ -10,9 +10,9 @@ import torch
 
 from minift import recipes
 from minift.core.checkpoint import load_model
-from minift.core.generate import generate
+from minift.core.generate import generate, left_pad
 from minift.datasets import corpus, rubric, world
-from minift.datasets.batches import collate, pad
+from minift.datasets.batches import collate
 from minift.datasets.chat import encode_chat
 from minift.datasets.tasks import instructions
 from minift.methods.sft import encode_examples, make_sft_loss
@@ -34,8 +34,7 @@ def write(base, texts, new):
     """What the base writes behind each text, greedily, up to <eos>."""
     model, tokenizer = base
     rows = [tokenizer.encode(text) for text in texts]
-    mask = pad([[True] * len(row) for row in rows], False, side="left")
-    out = generate(model, pad(rows, tokenizer.pad_id, side="left"), mask, max_new_tokens=new, temperature=0.0,
+    out = generate(model, *left_pad(rows, tokenizer.pad_id), max_new_tokens=new, temperature=0.0,
                    eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
     return [tokenizer.decode(ids[written], skip_special=True) for ids, written in zip(out.input_ids, out.response_mask)]
 
