@@ -163,6 +163,8 @@ HINTS = {
     # preferences
     "test_annotators_err_as_often_as_bradley_terry_says": {
         "": "sigmoid of (first - second) / noise: the sign, or a product with the noise instead of a quotient"},
+    "test_without_noise_a_tie_is_a_coins_throw": {"": "noise 0 and equal scores: the first wins in half of the cases, "
+                                                      "rng.random() < 0.5"},
     "test_kappa_of_known_tables": {
         "": "chance comes from both annotators' frequencies: the sum over labels of their product"},
     "test_kappa_leaves_out_what_one_did_not_rate": {"": "None is no label: drop these items before counting anything"},

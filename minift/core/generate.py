@@ -30,7 +30,7 @@ def left_pad(prompts, pad_id, device=None):
     gaps = [max(len(prompt) for prompt in prompts) - len(prompt) for prompt in prompts]
     input_ids = [[pad_id] * gap + list(prompt) for gap, prompt in zip(gaps, prompts)]
     real = [[False] * gap + [True] * len(prompt) for gap, prompt in zip(gaps, prompts)]
-    return torch.tensor(input_ids, device=device), torch.tensor(real, device=device)
+    return torch.tensor(input_ids, dtype=torch.long, device=device), torch.tensor(real, dtype=torch.bool, device=device)
 
 
 @torch.no_grad()
