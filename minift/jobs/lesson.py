@@ -26,7 +26,8 @@ def lesson(options):
     if program is None:
         raise MiniftError("Jupyter is not installed: pip install -r requirements-lessons.txt, or open "
                           f"{lessons[options.number]} in VS Code or Colab")
-    subprocess.run([sys.executable, "-m", program, str(lessons[options.number]), *options.jupyter], check=False)
+    root = f"--ServerApp.root_dir={FOLDER.parent}"          # so that a lesson's links to modules and tests open too
+    subprocess.run([sys.executable, "-m", program, str(lessons[options.number]), root, *options.jupyter], check=False)
 
 
 def find_lessons():
