@@ -39,6 +39,11 @@ def code(path):
     return cells(path, "code")[1:]
 
 
+def printed(cell):
+    """What a cell has printed."""
+    return "".join("".join(output.get("text", "")) for output in cell.get("outputs", ()))
+
+
 def prose(path):
     """The text of the cells of prose, without pieces of code in it."""
     return re.sub(r"```.*?```|`[^`]*`", "", "\n\n".join(cells(path, "markdown")), flags=re.S)
@@ -142,7 +147,7 @@ def checks(path):
 @EACH
 def test_a_bug_to_find_breaks_a_law(path):
     """What a lesson shows under a check without hints is a report in which a law fails, and no other error."""
-    reports = ["".join("".join(output.get("text", "")) for output in cell["outputs"]) for cell in read(path)["cells"]
+    reports = [printed(cell) for cell in read(path)["cells"]
                if cell["cell_type"] == "code" and "hints=False" in "".join(cell["source"])]
     assert reports and all("\n  FAILS " in said and "error: " not in said for said in reports)
 
@@ -211,8 +216,7 @@ def test_a_shown_source_is_the_present_one(path):
 @EACH
 def test_a_reported_line_is_the_present_one(path):
     """The lines of tests that a lesson's reports name are these lines now; if not, run the lesson again."""
-    outputs = [output for cell in read(path)["cells"] for output in cell.get("outputs", ())]
-    shown = "".join("".join(output.get("text", "")) for output in outputs)
+    shown = "".join(map(printed, read(path)["cells"]))
     for file, number, statement in re.findall(r"(test_\w+\.py), line (\d+): (.{,30})", shown):
         line = (ROOT / "tests" / file).read_text(encoding="utf-8").splitlines()[int(number) - 1]
         assert " ".join(line.split()).startswith(statement.rstrip()), f"{path.name}: {file}, line {number} is another"

@@ -1,8 +1,8 @@
 """Byte-pair encoding: join the most frequent pair of neighbours into a new token, again and again.
 
 Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units", algorithm 1; on bytes, and cut into
-pieces first, as in GPT-2 (Radford et al. 2019, section 2.2). Left out: applying the merges, which tiktoken does faster
-(tokenizer.py).
+pieces first, as in GPT-2 (Radford et al. 2019, section 2.2). Left out: dropout of merges, and applying them, which
+tiktoken does faster (tokenizer.py).
 """
 
 import heapq

@@ -27,7 +27,8 @@ class Generation:
 
 def left_pad(prompts, pad_id, device=None):
     """Lists of ids -> input_ids and attention_mask, both (B, T), the last column real in each row."""
-    gaps = [max(len(prompt) for prompt in prompts) - len(prompt) for prompt in prompts]
+    longest = max(map(len, prompts))
+    gaps = [longest - len(prompt) for prompt in prompts]
     input_ids = [[pad_id] * gap + list(prompt) for gap, prompt in zip(gaps, prompts)]
     real = [[False] * gap + [True] * len(prompt) for gap, prompt in zip(gaps, prompts)]
     return torch.tensor(input_ids, dtype=torch.long, device=device), torch.tensor(real, dtype=torch.bool, device=device)

@@ -1,6 +1,6 @@
 """Text to ids and back: the merges that bpe.py learns, applied by tiktoken with the very same ranks.
 
-Left out: dropout of merges, Unicode normalisation (text comes back byte for byte).
+Left out: Unicode normalisation (text comes back byte for byte).
 
 Ids: 0..255 are the raw bytes, so no text is ever unknown; then the merges in the order in which they were learned; the
 special tokens come last. Special tokens are put in by templates, as ids: no text, whatever it says, becomes one.
