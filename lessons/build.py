@@ -21,8 +21,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from lessons import pages, text
-from minift.core.pretrained import locate
 from minift.errors import MiniftError
+from minift.formats.pretrained import locate
 
 HERE = Path(__file__).resolve().parent
 MEAN_SECONDS, MOST_SECONDS = 90, 180        # of a lesson, on two CPU cores

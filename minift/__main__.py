@@ -9,8 +9,8 @@ import os
 import sys
 import warnings
 
+from minift.cli.verbs import parse
 from minift.errors import MiniftError
-from minift.jobs.verbs import parse
 
 OUT_OF_MEMORY = "out of memory; lower --batch-size (and raise --accumulate), take --lora, or a shorter --context"
 
@@ -39,14 +39,14 @@ def main(argv=None):
 
 
 def run(options):
-    """Call the job of a verb: a function of a module of minift.jobs that takes the options."""
+    """Call the job of a verb: a function of a module of minift.cli that takes the options."""
     if options.verb == "tour":
         from minift import tour
         tour.run(out=options.out, seed=options.seed, seeds=options.seeds, stages=options.stages, quick=options.quick,
                  resume=options.resume)
         return
     module, _, function = options.job.partition(".")
-    getattr(importlib.import_module(f"minift.jobs.{module}"), function)(options)
+    getattr(importlib.import_module(f"minift.cli.{module}"), function)(options)
 
 
 def show_warning(message, category, filename, lineno, file=None, line=None):

@@ -16,23 +16,23 @@ from pathlib import Path
 
 import torch
 
-from minift.baselines import labelled_batches
-from minift.core.checkpoint import load_model
 from minift.core.generate import generate
 from minift.core.heads import LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer
 from minift.core.logprobs import make_reference
 from minift.core.train import make_optimizer, take_step
 from minift.core.transformer import TransformerConfig
-from minift.datasets.chat import encode_prompt
-from minift.datasets.labelled import LABELS, labelled
-from minift.datasets.segments import encode_labelled
-from minift.datasets.tasks import story_requests
+from minift.evaluation.baselines import labelled_batches
+from minift.formats.checkpoint import load_model
 from minift.methods.classify import Rows, cached_features, freeze, make_classification_loss
 from minift.methods.mlm import make_mlm_loss, mask_tokens
-from minift.methods.ppo import PPOConfig, train_ppo
+from minift.methods.ppo_loop import PPOConfig, train_ppo
 from minift.methods.pretrain import make_pretrain_loss
 from minift.methods.reward import reward_from_model
-from minift.recipes import ENCODER
+from minift.text.chat import encode_prompt
+from minift.text.segments import encode_labelled
+from minift.world.instructions import story_requests
+from minift.world.labelled import LABELS, labelled
+from minift.world.recipes import ENCODER
 
 BASE = Path("data/base")
 

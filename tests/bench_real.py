@@ -10,10 +10,10 @@ import time
 
 import torch
 
-from minift.core.export import their_config, their_tensors
 from minift.core.generate import stream
-from minift.core.pretrained import load_pretrained
-from minift.datasets.chat import encode_prompt
+from minift.formats.export import their_config, their_tensors
+from minift.formats.pretrained import load_pretrained
+from minift.text.chat import encode_prompt
 from tests.bench import main
 from tests.children import measure
 
@@ -79,7 +79,7 @@ def chat(new=32):
 
 BEFORE = """
 import torch
-from minift.core.pretrained import load_pretrained
+from minift.formats.pretrained import load_pretrained
 from minift.methods.lora import add_lora
 from minift.methods.sft import make_sft_loss, sft_loss
 torch.set_num_threads({threads})

@@ -8,8 +8,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from minift.datasets import annotation
 from minift.errors import MiniftError
+from minift.ways import annotation
 
 # Krippendorff 2011, the example with gaps: four annotators, twelve items
 GAPS = [[1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None], [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3],

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from minift import recipes
-from minift.core.checkpoint import load_model
 from minift.core.generate import generate, left_pad
-from minift.datasets import corpus, rubric, world
-from minift.datasets.batches import collate
-from minift.datasets.chat import encode_chat
-from minift.datasets.tasks import instructions
+from minift.formats.checkpoint import load_model
 from minift.methods.sft import encode_examples, make_sft_loss
+from minift.text.batches import collate
+from minift.text.chat import encode_chat
+from minift.world import corpus, recipes, rubric
+from minift.world import scenes as world
+from minift.world.instructions import instructions
 
 BASE = Path(__file__).parents[1] / "data" / "base"
 

@@ -8,10 +8,9 @@ from collections import Counter
 import pytest
 import torch
 
-from minift import baselines
 from minift.core.heads import MaskedLanguageModel, SequenceClassifier
 from minift.core.transformer import Transformer, TransformerConfig
-from minift.evaluation import masked
+from minift.evaluation import baselines, masked
 from minift.evaluation.metrics import accuracy
 from minift.methods import classify, mlm
 

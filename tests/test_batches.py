@@ -7,8 +7,8 @@ import torch
 from minift.core.heads import LanguageModel
 from minift.core.logprobs import token_logprobs
 from minift.core.transformer import TransformerConfig
-from minift.datasets import batches as b
 from minift.errors import MiniftError
+from minift.text import batches as b
 
 PAD = 0
 

@@ -2,9 +2,9 @@ import random
 
 import pytest
 
-from minift.core.tokenizer import DEFAULT_SPECIAL, Tokenizer
-from minift.datasets import chat
 from minift.errors import MiniftError
+from minift.text import chat
+from minift.text.tokenizer import DEFAULT_SPECIAL, Tokenizer
 
 BYTES = Tokenizer.train([], 256 + len(DEFAULT_SPECIAL))  # one id a byte, then the special tokens
 TRAINED = Tokenizer.train(

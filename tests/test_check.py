@@ -6,12 +6,12 @@ import random
 import pytest
 import torch
 
-from minift import check as module
-from minift.check import check, examine
 from minift.core import attention, logprobs
-from minift.datasets import batches, jsonl
 from minift.errors import MiniftError
-from minift.hints import HINTS
+from minift.learn import check as module
+from minift.learn.check import check, examine
+from minift.learn.hints import HINTS
+from minift.text import batches, jsonl
 
 
 def unshifted(logits, input_ids):

@@ -13,12 +13,12 @@ from children import kill_while, posix
 from torch import nn
 
 import minift
-from minift.core import checkpoint
 from minift.core.files import read_tensors, write_json, write_tensors
 from minift.core.heads import LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer
-from minift.core.tokenizer import Tokenizer
 from minift.core.transformer import Transformer, TransformerConfig
 from minift.errors import MiniftError
+from minift.formats import checkpoint
+from minift.text.tokenizer import Tokenizer
 
 CONFIG = TransformerConfig(vocab_size=270, context_length=12, n_layer=2, n_head=2, d_model=8, d_ff=12, n_kv_head=1)
 BERT = TransformerConfig(

@@ -11,11 +11,11 @@ from minift.core.heads import SequenceClassifier
 from minift.core.step import make_optimizer
 from minift.core.train import train
 from minift.core.transformer import Transformer, TransformerConfig
-from minift.datasets.batches import Batches
-from minift.datasets.segments import collate_labelled
 from minift.errors import MiniftError
 from minift.evaluation.metrics import accuracy
 from minift.methods import classify
+from minift.text.batches import Batches
+from minift.text.segments import collate_labelled
 
 V, N_LABEL = 30, 3
 

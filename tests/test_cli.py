@@ -20,21 +20,21 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from minift.__main__ import main
+from minift.cli import use
+from minift.cli.models import open_model
+from minift.cli.options import settle
+from minift.cli.sampling import continuation
+from minift.cli.training import SAMPLE_LENGTH, SAMPLE_PROMPT
+from minift.cli.verbs import VERBS, parse
 from minift.core import transformer
-from minift.core.checkpoint import load_model, read_tensors
 from minift.core.heads import LanguageModel
 from minift.core.transformer import TransformerConfig
-from minift.datasets.chat import encode_chat
-from minift.datasets.jsonl import read_jsonl
-from minift.datasets.pairs import collate_pairs, encode_pair
-from minift.jobs import use
-from minift.jobs.models import open_model
-from minift.jobs.options import settle
-from minift.jobs.sampling import continuation
-from minift.jobs.training import SAMPLE_LENGTH, SAMPLE_PROMPT
-from minift.jobs.verbs import VERBS, parse
+from minift.formats.checkpoint import load_model, read_tensors
 from minift.methods.lora import without_lora
 from minift.methods.sft import make_labels
+from minift.text.chat import encode_chat
+from minift.text.jsonl import read_jsonl
+from minift.text.pairs import collate_pairs, encode_pair
 
 ROOT = Path(__file__).parents[1]
 NAMES = (
@@ -491,7 +491,7 @@ def layout(tmp_path, monkeypatch):
     except OSError:  # Windows without the right to make links
         shutil.copytree(ROOT / "data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("minift.jobs.label.wait", lambda server: server.server_close())  # else it waits for Ctrl-C
+    monkeypatch.setattr("minift.cli.label.wait", lambda server: server.server_close())  # else it waits for Ctrl-C
 
 
 def short(line):
@@ -556,7 +556,7 @@ def test_examples_of_the_help_run_as_they_stand(tmp_path, monkeypatch, capsys):
 
 def test_samples_are_as_their_names_say(tmp_path):
     """data/samples holds a file of each form, small, every row of it usable."""
-    from minift.jobs.data import FORMS, read_rows
+    from minift.cli.data import FORMS, read_rows
 
     samples = ROOT / "data" / "samples"
     forms = {"text": "text", "messages": "messages", "completions": "completion", "pairs": "pair", "prompts": "prompt",

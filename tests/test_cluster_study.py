@@ -7,16 +7,16 @@ import pytest
 import torch
 from test_jobs import make_tokenizer, save_tiny, write
 
-from minift import cluster_study
 from minift.__main__ import main
-from minift.core.checkpoint import load_model
 from minift.core.heads import LanguageModel
 from minift.core.transformer import TransformerConfig
-from minift.datasets.preferences import Answer
-from minift.datasets.templates import read_templates
-from minift.datasets.world_tasks import TASKS
 from minift.errors import MiniftError
 from minift.evaluation.clusters import check_leaks, leave_one_cluster_out
+from minift.formats.checkpoint import load_model
+from minift.studies import cluster_study
+from minift.ways.preferences import Answer
+from minift.ways.templates import read_templates
+from minift.world.tasks import TASKS
 
 ANSWERS = {"who": ("lookup", ("Ada", "Bob")), "where": ("lookup", ("at the mill", "the mill")),
            "mood": ("sentiment", ("happy", "fox")), "count": ("counting", ("red", "blue"))}

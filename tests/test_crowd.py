@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from minift.datasets import annotation, crowd
 from minift.errors import MiniftError
+from minift.ways import annotation, crowd
+from minift.world.tasks import world_rows
 
 N = 8_000
 TRUTH = [i % 2 for i in range(N)]
@@ -66,11 +67,11 @@ def test_what_guidelines_and_annotators_buy(what_it_buys=crowd.what_it_buys):
 
 def test_the_crowds_rows_have_the_crowds_answers(labelled_rows=crowd.labelled_rows):
     """Every answer is one of the row's two options, and as many as are counted differ from the world's."""
-    rows, error = labelled_rows(200, 0, "vague", 1)
-    right = crowd.world_rows(200, "crowd/0", tasks=crowd.TASKS)
+    right = world_rows(200, "crowd/0", tasks=crowd.TASKS)
+    rows, error = labelled_rows(right, 0, "vague", 1)
     assert all(row["fields"]["answer"] in crowd.options(row) for row in rows)
     assert sum(row["fields"] != other["fields"] for row, other in zip(rows, right)) == round(error * 200) > 10
-    assert labelled_rows(200, 0, "vague", 1)[0] == rows != labelled_rows(200, 1, "vague", 1)[0]
+    assert labelled_rows(right, 0, "vague", 1)[0] == rows != labelled_rows(right, 1, "vague", 1)[0]
 
 
 @pytest.mark.parametrize(("guidelines", "n"), [("none", 3), ("clear", 0), ("clear", 6)])

@@ -11,10 +11,10 @@ from minift.core.heads import LanguageModel
 from minift.core.logprobs import make_reference
 from minift.core.step import make_optimizer, take_step
 from minift.core.transformer import TransformerConfig
-from minift.datasets.pairs import collate_pairs
 from minift.errors import MiniftError
 from minift.evaluation import exact
 from minift.methods import dpo
+from minift.text.pairs import collate_pairs
 
 LN2 = math.log(2)
 

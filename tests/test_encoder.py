@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from minift import recipes
-from minift.core.checkpoint import load_model
-from minift.datasets import corpus, world
-from minift.datasets.segments import encode_segments
 from minift.evaluation.masked import masked_accuracy
+from minift.formats.checkpoint import load_model
+from minift.text.segments import encode_segments
+from minift.world import corpus, recipes
+from minift.world import scenes as world
 
 ENCODER = Path(__file__).parents[1] / "data" / "encoder"
 

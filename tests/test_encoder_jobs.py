@@ -12,14 +12,14 @@ from test_jobs import as_rows, make_tokenizer, save_tiny, write
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from minift import recipes
-from minift.core.checkpoint import load_model, read_tensors, save_model
+from minift.cli import classes, data, encoder, encoders, evaluate, examples, predict
 from minift.core.heads import MaskedLanguageModel, SequenceClassifier
 from minift.core.transformer import Transformer, TransformerConfig
-from minift.datasets.jsonl import read_jsonl
 from minift.errors import MiniftError
-from minift.jobs import classes, data, encoder, encoders, evaluate, examples, predict
+from minift.formats.checkpoint import load_model, read_tensors, save_model
 from minift.methods.mlm import Masked
+from minift.text.jsonl import read_jsonl
+from minift.world import recipes
 
 CONTEXT = 48
 ENDS = {"glad": "has a red kite. happy end.", "sorry": "has a blue boat. Where is the fox?"}

@@ -3,11 +3,11 @@
 import torch
 
 from minift.core.heads import LanguageModel
-from minift.core.tokenizer import Tokenizer
 from minift.core.transformer import TransformerConfig
-from minift.datasets import endings
-from minift.datasets.corpus import stories
-from minift.datasets.rubric import ROLES, sentences, skeleton
+from minift.text.tokenizer import Tokenizer
+from minift.world import endings
+from minift.world.corpus import stories
+from minift.world.rubric import ROLES, sentences, skeleton
 
 TOKENIZER = Tokenizer.train(["the bird sang and the fox ran"] * 3, 280)
 

@@ -12,7 +12,7 @@ from minift.core.logprobs import kl_estimate, make_reference, token_logprobs
 from minift.core.step import make_optimizer, take_step
 from minift.errors import MiniftError
 from minift.evaluation import exact
-from minift.methods import dpo, ppo, reward
+from minift.methods import dpo, ppo_loop, reward
 
 PROMPT, BETA = [0], 0.5
 
@@ -201,14 +201,15 @@ def test_people_choose_as_bradley_and_terry_say(sample_choices=exact.sample_choi
 # ---- one fixed point for PPO, DPO and the reward model ----
 
 
-def test_ppo_reaches_the_optimum_of_4096_answers(train_ppo=ppo.train_ppo):
+def test_ppo_reaches_the_optimum_of_4096_answers(train_ppo=ppo_loop.train_ppo):
     """From 5,120 sampled answers PPO comes within a total variation of 0.1 of pi*, which is 0.5 away from ref."""
     reference, ref_logprobs, _, rewards, star = world()
     assert exact.total_variation(star, ref_logprobs.exp()) > 0.3
     policy = copy.deepcopy(reference)
-    config = ppo.PPOConfig(beta=BETA, lr=5e-3, epochs=2, minibatch_size=64, max_new_tokens=4, value_coef=1.0,
+    config = ppo_loop.PPOConfig(beta=BETA, lr=5e-3, epochs=2, minibatch_size=64, max_new_tokens=4, value_coef=1.0,
                            value_clip_range=None)
-    history = train_ppo(policy, make_reference(reference), ppo.zero_head(TokenScorer(copy.deepcopy(reference.body))),
+    value_model = ppo_loop.zero_head(TokenScorer(copy.deepcopy(reference.body)))
+    history = train_ppo(policy, make_reference(reference), value_model,
                         lambda generation: exact.example_reward(generation.input_ids[:, -4:]), [PROMPT], config,
                         iterations=20, batch_size=256, eos_id=None, pad_id=0, seed=0, progress=False)
     learned = exact.answer_logprobs(policy, PROMPT).exp()

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from minift.__main__ import main
-from minift.core import adapter, export
-from minift.core.checkpoint import load_model, read_tensors
 from minift.core.heads import Encoder, LanguageModel
 from minift.core.transformer import TransformerConfig
-from minift.datasets.chat import encode_chat
+from minift.formats import adapter, adapter_file, export
+from minift.formats.checkpoint import load_model, read_tensors
 from minift.methods import lora
+from minift.text.chat import encode_chat
 
 ROOT = Path(__file__).parents[1]
 GPT2 = TransformerConfig(12, 16, 2, 2, 8, 12, norm="layernorm", positions="learned", mlp="gelu_tanh", bias=True)
@@ -68,7 +68,7 @@ def test_commands_take_a_folder_of_hugging_face(exported, tmp_path, capsys):
 def test_an_adapter_of_a_lost_base_says_so(tmp_path, capsys):
     """The base's folder is named in the one sentence, and so is where to correct it."""
     model, _ = load_model(ROOT / "data" / "base")
-    lora.save_adapter(lora.add_lora(model, 2, 4), tmp_path, base=str(tmp_path / "lost"))
+    adapter.save_adapter(lora.add_lora(model, 2, 4), tmp_path, base=str(tmp_path / "lost"))
     assert call("generate", "--model", tmp_path, "--prompt", "Hi") == 2
     said = capsys.readouterr().err
     assert "lost" in said and "base_model_name_or_path" in said
@@ -85,8 +85,8 @@ def test_classify_takes_an_encoder_without_a_head(tmp_path, export_pretrained=ex
     assert call("mlm", "--model", tmp_path / "bare", "--data", data, "--out", tmp_path / "x") == 2
 
 
-def test_fused_adapters(tmp_path, fuse=adapter.fuse, unfuse=adapter.unfuse, save_adapter=lora.save_adapter,
-                        load_adapter=lora.load_adapter):
+def test_fused_adapters(tmp_path, fuse=adapter_file.fuse, unfuse=adapter_file.unfuse, save_adapter=adapter.save_adapter,
+                        load_adapter=adapter.load_adapter):
     """Three A stacked and three B in blocks are the three changes of q, k and v, stacked; and apart again the same."""
     torch.manual_seed(0)
     tensors = {f"h.{letter}_proj.lora_{part}.weight": torch.randn((2, 5) if part == "A" else (7, 2))

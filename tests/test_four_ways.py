@@ -6,18 +6,18 @@ from itertools import combinations
 import pytest
 import torch
 
-from minift.core.checkpoint import load_model, save_model
 from minift.core.heads import LanguageModel
-from minift.core.tokenizer import Tokenizer
 from minift.core.transformer import TransformerConfig
-from minift.datasets.chat import check_messages, encode_chat
-from minift.datasets.corpus import stories
-from minift.datasets.jsonl import read_jsonl
-from minift.datasets.self_instruct import prompt_of, task_of_row
-from minift.datasets.world_check import make_verdict
 from minift.evaluation.metrics import rouge_l
-from minift.four_ways import __main__ as study
-from minift.four_ways import report, rows, tuning
+from minift.formats.checkpoint import load_model, save_model
+from minift.studies.four_ways import __main__ as study
+from minift.studies.four_ways import report, rows, tuning
+from minift.text.chat import check_messages, encode_chat
+from minift.text.jsonl import read_jsonl
+from minift.text.tokenizer import Tokenizer
+from minift.ways.self_instruct import prompt_of, task_of_row
+from minift.world.checker import make_verdict
+from minift.world.corpus import stories
 
 N_TOKENS, STEPS = 3000, 2
 

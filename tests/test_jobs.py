@@ -9,14 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minift.core.checkpoint import load_model, save_model
-from minift.core.generate import Generation
-from minift.core.heads import LanguageModel, TokenScorer
-from minift.core.logprobs import make_reference
-from minift.core.tokenizer import Tokenizer
-from minift.core.transformer import Transformer, TransformerConfig
-from minift.errors import MiniftError
-from minift.jobs import (
+from minift.cli import (
     check,
     data,
     encoders,
@@ -31,7 +24,15 @@ from minift.jobs import (
     sampling,
     use,
 )
-from minift.methods.lora import add_lora, save_adapter
+from minift.core.generate import Generation
+from minift.core.heads import LanguageModel, TokenScorer
+from minift.core.logprobs import make_reference
+from minift.core.transformer import Transformer, TransformerConfig
+from minift.errors import MiniftError
+from minift.formats.adapter import save_adapter
+from minift.formats.checkpoint import load_model, save_model
+from minift.methods.lora import add_lora
+from minift.text.tokenizer import Tokenizer
 
 WORDS = "Ada has a red kite. Bob has a blue boat. Where is the fox? The fox is at the mill. Read this: happy end."
 CONTEXT = 96

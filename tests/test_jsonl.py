@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from minift.core.tokenizer import Tokenizer
-from minift.datasets import jsonl
 from minift.errors import MiniftError
+from minift.text import jsonl
+from minift.text.tokenizer import Tokenizer
 
 ROWS = [{"text": "Zoë saw 你好 🙂"}, {"text": "one\u2028two\u2029three\u0085four\x0cfive\nsix\r\nseven"},
         {"text": "", "n": 1, "x": 0.1, "flag": True, "nothing": None, "list": [1, {"deep": '\t"\\'}]},

@@ -8,11 +8,12 @@ import torch
 
 from minift.core.heads import TokenScorer
 from minift.core.transformer import Transformer, TransformerConfig
-from minift.datasets import rubric, tasks
-from minift.datasets.world import tell
 from minift.errors import MiniftError
 from minift.evaluation import judge as module
 from minift.evaluation.metrics import bootstrap_interval, win_rate
+from minift.world import instructions as tasks
+from minift.world import rubric
+from minift.world.scenes import tell
 
 
 def longer(prompt, first, second):

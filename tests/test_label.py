@@ -18,12 +18,12 @@ import pytest
 from test_jobs import save_tiny, write
 
 from minift.__main__ import main
-from minift.datasets.chat import check_messages
-from minift.datasets.jsonl import read_jsonl, write_jsonl
+from minift.cli import label
+from minift.cli.data import read_rows
 from minift.errors import MiniftError
-from minift.jobs import label
-from minift.jobs.data import read_rows
 from minift.label import record, server, tasks, work
+from minift.text.chat import check_messages
+from minift.text.jsonl import read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "minift" / "label" / "page.html").read_text(encoding="utf-8")

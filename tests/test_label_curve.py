@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from minift import label_curve
-from minift.core.checkpoint import save_model
 from minift.core.heads import MaskedLanguageModel
-from minift.core.tokenizer import Tokenizer
 from minift.core.transformer import TransformerConfig
-from minift.datasets.corpus import stories
+from minift.formats.checkpoint import save_model
+from minift.studies import label_curve
+from minift.text.tokenizer import Tokenizer
+from minift.world.corpus import stories
 
 TOKENIZER = Tokenizer.train(stories(50, 0), 400)
 CONFIG = TransformerConfig(vocab_size=400, context_length=160, n_layer=1, n_head=2, d_model=16, d_ff=16, causal=False,

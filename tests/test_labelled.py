@@ -9,9 +9,10 @@ from collections import Counter
 import pytest
 import torch
 
-from minift.datasets import labelled as sets
-from minift.datasets import lexicon, world
 from minift.errors import MiniftError
+from minift.world import labelled as sets
+from minift.world import lexicon
+from minift.world import scenes as world
 
 OPTIONAL = {        # statements about facts that only some texts tell: form -> the group of the word
     r"The weather was (\w+)\.": lexicon.WEATHER, r"It happened on an? (\w+)\.": lexicon.TIMES,

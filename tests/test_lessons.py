@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from lessons import text
-from minift import check as checking
 from minift.__main__ import main
-from minift.jobs import lesson as job
+from minift.learn import check as checking
+from minift.learn import lesson as job
 
 ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "lessons").glob("*.ipynb"))
 EACH = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-TEACHING = ("core", "methods", "datasets", "evaluation", "show", "pictures", "check")     # what lessons import from
+TEACHING = ("core", "text", "methods", "formats", "evaluation", "ways", "world", "show", "learn")     # what lessons import from
 
 
 @cache

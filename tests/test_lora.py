@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from minift.core.checkpoint import load_model, plain_state_dict, save_model
 from minift.core.files import read_tensors, write_tensors
 from minift.core.heads import LanguageModel, TokenScorer
 from minift.core.logprobs import token_logprobs
 from minift.core.train import make_optimizer, train
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
+from minift.formats import adapter
+from minift.formats.checkpoint import load_model, plain_state_dict, save_model
 from minift.methods import lora
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -401,7 +402,7 @@ def keys_of(path):
     return set(read_tensors(path / "adapter_model.safetensors")[0])
 
 
-def test_adapter_file_holds_the_adapter_only(tmp_path, save_adapter=lora.save_adapter):
+def test_adapter_file_holds_the_adapter_only(tmp_path, save_adapter=adapter.save_adapter):
     """The keys are PEFT's for a Llama, 2 a target, no tensor of the base; the size is 4 bytes a number and a
     small header."""
     save_adapter(make_tuned(dropout=0.1), tmp_path, base="some/where")
@@ -414,7 +415,7 @@ def test_adapter_file_holds_the_adapter_only(tmp_path, save_adapter=lora.save_ad
     assert config["target_modules"] == sorted(TARGETS) and config["base_model_name_or_path"] == "some/where"
 
 
-def test_adapter_comes_back_exactly(tmp_path, save_adapter=lora.save_adapter, load_adapter=lora.load_adapter):
+def test_adapter_comes_back_exactly(tmp_path, save_adapter=adapter.save_adapter, load_adapter=adapter.load_adapter):
     """Loaded into a fresh copy of the base, or into one that has LoRA, the logits are the same bits; only LoRA
     is trainable."""
     model = make_tuned(dropout=0.25)
@@ -425,7 +426,8 @@ def test_adapter_comes_back_exactly(tmp_path, save_adapter=lora.save_adapter, lo
     assert torch.equal(load_adapter(lora.add_lora(make_model(), 4, 1), tmp_path)(IDS), model(IDS))
 
 
-def test_adapter_of_one_layer_comes_back(tmp_path, save_adapter=lora.save_adapter, load_adapter=lora.load_adapter):
+def test_adapter_of_one_layer_comes_back(tmp_path, save_adapter=adapter.save_adapter,
+                                         load_adapter=adapter.load_adapter):
     """LoRA in one layer only: target_modules names it in full, and only that layer gets LoRA again."""
     model = make_tuned(targets=("layers.1.attn.v_proj",))
     save_adapter(model, tmp_path)
@@ -435,7 +437,7 @@ def test_adapter_of_one_layer_comes_back(tmp_path, save_adapter=lora.save_adapte
     assert set(layers(fresh)) == {"body.layers.1.attn.v_proj"} and torch.equal(fresh(IDS), model(IDS))
 
 
-def test_new_head_goes_along(tmp_path, save_adapter=lora.save_adapter, load_adapter=lora.load_adapter):
+def test_new_head_goes_along(tmp_path, save_adapter=adapter.save_adapter, load_adapter=adapter.load_adapter):
     """A reward model's unfrozen score head is saved with the adapter and comes back trainable."""
     def make(seed):
         torch.manual_seed(seed)
@@ -454,7 +456,7 @@ def test_new_head_goes_along(tmp_path, save_adapter=lora.save_adapter, load_adap
     assert fresh.score.weight.requires_grad and not fresh.body.embed.weight.requires_grad
 
 
-def test_unfrozen_norms_go_along(tmp_path, save_adapter=lora.save_adapter, load_adapter=lora.load_adapter):
+def test_unfrozen_norms_go_along(tmp_path, save_adapter=adapter.save_adapter, load_adapter=adapter.load_adapter):
     """What is trained inside the body is saved too, and is not part of the base's fingerprint."""
     model = make_tuned()
     model.body.norm.weight.requires_grad_(True).data.mul_(2)
@@ -465,7 +467,8 @@ def test_unfrozen_norms_go_along(tmp_path, save_adapter=lora.save_adapter, load_
     assert torch.equal(load_adapter(make_model(), tmp_path)(IDS), model(IDS))
 
 
-def test_adapter_for_another_base_is_refused(tmp_path, save_adapter=lora.save_adapter, load_adapter=lora.load_adapter):
+def test_adapter_for_another_base_is_refused(tmp_path, save_adapter=adapter.save_adapter,
+                                             load_adapter=adapter.load_adapter):
     """The same shapes but other weights: MiniftError unless forced, and the model stays without LoRA."""
     save_adapter(make_tuned(), tmp_path)
     other = make_model(seed=5)
@@ -475,7 +478,8 @@ def test_adapter_for_another_base_is_refused(tmp_path, save_adapter=lora.save_ad
     assert len(layers(load_adapter(other, tmp_path, force=True))) == 8
 
 
-def test_adapter_that_does_not_fit_is_refused(tmp_path, save_adapter=lora.save_adapter, load_adapter=lora.load_adapter):
+def test_adapter_that_does_not_fit_is_refused(tmp_path, save_adapter=adapter.save_adapter,
+                                              load_adapter=adapter.load_adapter):
     """Another width, another number of layers, another rank, other targets: MiniftError, and the model is untouched."""
     save_adapter(make_tuned(), tmp_path)
     for model, message in ((make_model(d_model=32), "another model or rank"), (make_model(n_layer=1), "unexpected"),
@@ -489,7 +493,8 @@ def test_adapter_that_does_not_fit_is_refused(tmp_path, save_adapter=lora.save_a
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_merged_models_and_adapter_files(tmp_path, save_adapter=lora.save_adapter, load_adapter=lora.load_adapter):
+def test_merged_models_and_adapter_files(tmp_path, save_adapter=adapter.save_adapter,
+                                         load_adapter=adapter.load_adapter):
     """While LoRA is merged neither saving nor loading an adapter is possible; the message says to unmerge."""
     model = make_tuned()
     save_adapter(model, tmp_path)
@@ -499,7 +504,7 @@ def test_merged_models_and_adapter_files(tmp_path, save_adapter=lora.save_adapte
             act(model, tmp_path)
 
 
-def test_damaged_adapter_is_refused(tmp_path, save_adapter=lora.save_adapter, load_adapter=lora.load_adapter):
+def test_damaged_adapter_is_refused(tmp_path, save_adapter=adapter.save_adapter, load_adapter=adapter.load_adapter):
     """A missing or truncated file, a flipped bit, a NaN, a config of another adapter: MiniftError naming the
     folder or file."""
     with pytest.raises(MiniftError, match=r"adapter_config\.json"):
@@ -526,8 +531,8 @@ def test_damaged_adapter_is_refused(tmp_path, save_adapter=lora.save_adapter, lo
         load_adapter(make_model(), tmp_path)
 
 
-def test_rank_stabilised_adapter_gets_its_scale(tmp_path, save_adapter=lora.save_adapter,
-                                                load_adapter=lora.load_adapter):
+def test_rank_stabilised_adapter_gets_its_scale(tmp_path, save_adapter=adapter.save_adapter,
+                                                load_adapter=adapter.load_adapter):
     """A file that says use_rslora has the scale alpha / sqrt(r): 8 and 4 make 4, not 2."""
     save_adapter(make_tuned(), tmp_path)
     file = tmp_path / "adapter_config.json"

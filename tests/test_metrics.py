@@ -8,9 +8,9 @@ import torch
 
 from minift.core.heads import LanguageModel
 from minift.core.transformer import TransformerConfig
-from minift.datasets.batches import collate, pack
 from minift.errors import MiniftError
 from minift.evaluation import metrics
+from minift.text.batches import collate, pack
 
 
 def small_model():

@@ -8,8 +8,8 @@ from test_cli import CHATS, PAIRS, PROMPTS, TEXTS, call, read, train_command
 from test_encoder_jobs import ROWS, save_classifier, save_encoder
 from test_jobs import make_model, make_tokenizer, save_tiny, write
 
-from minift.core.checkpoint import load_model, save_model
-from minift.core.tokenizer import Tokenizer
+from minift.formats.checkpoint import load_model, save_model
+from minift.text.tokenizer import Tokenizer
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minift import recipes
 from minift.core.heads import MaskedLanguageModel
-from minift.core.tokenizer import Tokenizer
 from minift.core.train import train
 from minift.core.transformer import TransformerConfig
-from minift.datasets.batches import Batches
-from minift.datasets.segments import collate_ids
 from minift.errors import MiniftError
 from minift.methods import mlm
+from minift.text.batches import Batches
+from minift.text.segments import collate_ids
+from minift.text.tokenizer import Tokenizer
+from minift.world import recipes
 
 PAD, CLS, SEP, MASK = range(4)
 TEXTS = ["The kittens played, and the kitten's friend was playing.", "One day 12 kites flew; café, naïve, Żółw!"]

@@ -5,10 +5,10 @@ import warnings
 import pytest
 import torch
 
-from minift.core.tokenizer import Tokenizer
-from minift.datasets import pairs
-from minift.datasets.chat import encode_chat
 from minift.errors import MiniftError
+from minift.text import pairs
+from minift.text.chat import encode_chat
+from minift.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(["a fox and a kite"], 264)      # bytes and special tokens: one token a letter
 SYSTEM, USER, ASSISTANT, EOS = (TOKENIZER.special_id(f"<{name}>") for name in ("system", "user", "assistant", "eos"))

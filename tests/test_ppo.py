@@ -13,7 +13,7 @@ from minift.core.logprobs import make_reference, token_logprobs
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
 from minift.evaluation import exact
-from minift.methods import lora, ppo
+from minift.methods import lora, ppo, ppo_loop
 
 EOS, PAD = 1, 0
 
@@ -220,7 +220,7 @@ def test_the_adaptive_beta(AdaptiveKL=ppo.AdaptiveKL):
     assert controller.update(12, 64) == controller.beta == pytest.approx(0.15 * 1.00128 ** 2, abs=1e-9)
 
 
-def test_settings_that_make_no_sense(PPOConfig=ppo.PPOConfig):
+def test_settings_that_make_no_sense(PPOConfig=ppo_loop.PPOConfig):
     """A setting out of its range is refused at once, by name."""
     for name, value in (("beta", -0.1), ("lr", 0), ("clip_range", 0), ("gamma", 1.1), ("lam", -0.1), ("epochs", 0),
                         ("minibatch_size", 0), ("max_new_tokens", 1.5), ("temperature", 0), ("target_kl", 0),
@@ -230,7 +230,7 @@ def test_settings_that_make_no_sense(PPOConfig=ppo.PPOConfig):
     PPOConfig(beta=0.0, value_clip_range=None, target_kl=None, clip=None)
 
 
-def test_each_prompt_is_drawn_once_a_pass(draw_prompts=ppo.draw_prompts):
+def test_each_prompt_is_drawn_once_a_pass(draw_prompts=ppo_loop.draw_prompts):
     """The stream of prompts is one permutation after another, each a new one, and the same again for the same seed."""
     prompts = list(range(7))
     drawn = [p for iteration in range(14) for p in draw_prompts(prompts, 3, iteration, seed=0)]
@@ -265,33 +265,33 @@ def count_fives(generation):
 def start(seed=0, dropout=0.0):
     """(policy, reference, value model), the policy a copy of the reference's model."""
     policy = small_policy(seed, dropout)
-    return policy, make_reference(copy.deepcopy(policy)), ppo.zero_head(TokenScorer(copy.deepcopy(policy.body)))
+    return policy, make_reference(copy.deepcopy(policy)), ppo_loop.zero_head(TokenScorer(copy.deepcopy(policy.body)))
 
 
-def run(policy, reference, value_model, reward_fn=count_fives, iterations=1, train_ppo=ppo.train_ppo, **changes):
+def run(policy, reference, value_model, reward_fn=count_fives, iterations=1, train_ppo=ppo_loop.train_ppo, **changes):
     options = {name: changes.pop(name) for name in ("on_iteration", "state_path", "resume", "save_every", "eos_id")
                if name in changes}
-    config = ppo.PPOConfig(**{**FAST, **changes})
+    config = ppo_loop.PPOConfig(**{**FAST, **changes})
     return train_ppo(policy, reference, value_model, reward_fn, PROMPTS, config, iterations=iterations, batch_size=10,
                      pad_id=PAD, seed=0, progress=False, **{"eos_id": EOS, **options})
 
 
 def spy(monkeypatch, name):
-    """Record the arguments of every call of ppo.NAME, which still does its work."""
-    calls, function = [], getattr(ppo, name)
+    """Record the arguments of every call of ppo_loop.NAME, which still does its work."""
+    calls, function = [], getattr(ppo_loop, name)
 
     def spied(*args, **kwargs):
         calls.append((args, kwargs))
         return function(*args, **kwargs)
-    monkeypatch.setattr(ppo, name, spied)
+    monkeypatch.setattr(ppo_loop, name, spied)
     return calls
 
 
 def test_the_first_iteration(monkeypatch):
     """At the start KL and values are 0, ratios 1; the loss, minus the mean white advantage, is 0, its gradient not."""
     steps = []
-    take_step = ppo.take_step
-    monkeypatch.setattr(ppo, "take_step", lambda *a, **k: steps.append(take_step(*a, **k)) or steps[-1])
+    take_step = ppo_loop.take_step
+    monkeypatch.setattr(ppo_loop, "take_step", lambda *a, **k: steps.append(take_step(*a, **k)) or steps[-1])
     calls = spy(monkeypatch, "gae")
     row, = run(*start(), minibatch_size=10, epochs=1)
     assert abs(row["kl"]) < 1e-5 and 0 <= row["kl_k3"] < 1e-6
@@ -355,14 +355,14 @@ def test_each_response_is_used_once_an_epoch(monkeypatch):
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_rubbish_after_the_end_changes_no_bit(ppo_loss=ppo.ppo_loss):
+def test_rubbish_after_the_end_changes_no_bit(ppo_loss=ppo_loop.ppo_loss):
     """Other ids, old log-probs, values, advantages and returns in the padding: the loss is bit-equal."""
     policy, reference, value_model = start()
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ppo, "ppo_loss", lambda *a, **k: seen.append(copy.deepcopy(a[2])) or ppo_loss(*a, **k))
+        patch.setattr(ppo_loop, "ppo_loss", lambda *a, **k: seen.append(copy.deepcopy(a[2])) or ppo_loss(*a, **k))
         run(policy, reference, value_model, minibatch_size=10, epochs=1)
-    clean, config = seen[0], ppo.PPOConfig(**FAST, entropy_coef=0.1)
+    clean, config = seen[0], ppo_loop.PPOConfig(**FAST, entropy_coef=0.1)
     dirty = {name: x.clone() for name, x in clean.items()}
     after_the_end = ~clean["attention_mask"]
     assert after_the_end[:, 3:].any()
@@ -374,7 +374,7 @@ def test_rubbish_after_the_end_changes_no_bit(ppo_loss=ppo.ppo_loss):
     assert ppo_loss(policy, value_model, dirty, config)[0] == ppo_loss(policy, value_model, clean, config)[0]
 
 
-def test_the_whole_loss(ppo_loss=ppo.ppo_loss):
+def test_the_whole_loss(ppo_loss=ppo_loop.ppo_loss):
     """policy_loss + value_coef * value_loss - entropy_coef * mean entropy, from a plain pass at a temperature."""
     policy, value_model = small_policy().eval(), TokenScorer(small_policy(seed=1).body).eval()
     ids = torch.tensor([[2, 3, 4, 5, 1], [5, 4, 3, 1, 0]])
@@ -383,7 +383,7 @@ def test_the_whole_loss(ppo_loss=ppo.ppo_loss):
     old, old_values, returns, advantages = torch.randn(4, 2, 4, generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "attention_mask": real, "response_mask": mask, "old_logprobs": old - 1,
              "old_values": old_values, "returns": returns, "advantages": advantages}
-    config = ppo.PPOConfig(value_coef=0.3, entropy_coef=0.2, temperature=0.7, clip_range=0.1, value_clip_range=0.4)
+    config = ppo_loop.PPOConfig(value_coef=0.3, entropy_coef=0.2, temperature=0.7, clip_range=0.1, value_clip_range=0.4)
     loss, metrics = ppo_loss(policy, value_model, batch, config)
     logits = policy(ids) / 0.7
     parts = (ppo.policy_loss(token_logprobs(logits, ids), old - 1, advantages, mask, 0.1)[0].item(),
@@ -395,7 +395,7 @@ def test_the_whole_loss(ppo_loss=ppo.ppo_loss):
     assert metrics["n_tokens"] == 5
 
 
-def test_what_must_not_move_does_not(train_ppo=ppo.train_ppo):
+def test_what_must_not_move_does_not(train_ppo=ppo_loop.train_ppo):
     """Reference and reward model keep every bit and share no storage with what learns; policy and values move."""
     policy, reference, value_model = start(dropout=0.3)
     judge = TokenScorer(copy.deepcopy(policy.body)).eval()
@@ -427,7 +427,7 @@ def test_a_policy_with_lora_is_its_own_reference(base_reference=lora.base_refere
         assert torch.equal(policy.eval()(ids), plain.eval()(ids))
 
 
-def test_the_seed_decides_the_answers(train_ppo=ppo.train_ppo):
+def test_the_seed_decides_the_answers(train_ppo=ppo_loop.train_ppo):
     """The same seed writes the same answers, another seed others, and each iteration new ones."""
     def answers(seed):
         written = []
@@ -436,7 +436,7 @@ def test_the_seed_decides_the_answers(train_ppo=ppo.train_ppo):
             written.append(generation.input_ids.tolist())
             return count_fives(generation)
         policy, reference, value_model = start()
-        train_ppo(policy, reference, value_model, reward_fn, [[2, 3]], ppo.PPOConfig(**{**FAST, "lr": 1e-9}),
+        train_ppo(policy, reference, value_model, reward_fn, [[2, 3]], ppo_loop.PPOConfig(**{**FAST, "lr": 1e-9}),
                   iterations=2, batch_size=10, eos_id=None, pad_id=PAD, seed=seed, progress=False)
         return written
     first, second = answers(0)
@@ -444,7 +444,7 @@ def test_the_seed_decides_the_answers(train_ppo=ppo.train_ppo):
     assert first != second and first != answers(1)[0]
 
 
-def test_the_learning_rate_falls_to_zero(train_ppo=ppo.train_ppo):
+def test_the_learning_rate_falls_to_zero(train_ppo=ppo_loop.train_ppo):
     """Once an iteration, linearly: lr, 3/4, 1/2 and 1/4 of it over four iterations."""
     history = run(*start(), iterations=4, train_ppo=train_ppo)
     assert [row["lr"] for row in history] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4], abs=1e-9)
@@ -452,7 +452,7 @@ def test_the_learning_rate_falls_to_zero(train_ppo=ppo.train_ppo):
     assert all(row[f"seconds_{part}"] > 0 for row in history for part in ("rollout", "scoring", "update"))
 
 
-def test_a_reference_that_is_the_policy(train_ppo=ppo.train_ppo):
+def test_a_reference_that_is_the_policy(train_ppo=ppo_loop.train_ppo):
     """The policy, a wrapper of it, or a model that shares its weights cannot be the reference, nor can logits."""
     policy, _, value_model = start()
     for reference in (policy, make_reference(policy)):
@@ -468,7 +468,7 @@ def test_a_reference_that_is_the_policy(train_ppo=ppo.train_ppo):
         run(policy, make_reference(copy.deepcopy(policy)), TokenScorer(policy.body), train_ppo=train_ppo)
 
 
-def test_dropout_is_refused(train_ppo=ppo.train_ppo):
+def test_dropout_is_refused(train_ppo=ppo_loop.train_ppo):
     """A reference with active dropout is noticed, and so is a policy that someone puts into training mode."""
     policy, _, value_model = start(dropout=0.5)
     other = copy.deepcopy(policy).train()
@@ -486,9 +486,9 @@ def test_dropout_is_refused(train_ppo=ppo.train_ppo):
         run(policy, reference, value_model, meddler, train_ppo=train_ppo)
 
 
-def test_a_first_ratio_away_from_1_is_refused(train_ppo=ppo.train_ppo):
+def test_a_first_ratio_away_from_1_is_refused(train_ppo=ppo_loop.train_ppo):
     """When the sampler's log-probs are not those of the update (here: off by .01), no step is taken."""
-    generate = ppo.generate
+    generate = ppo_loop.generate
 
     def off(*args, **kwargs):
         generation = generate(*args, **kwargs)
@@ -497,13 +497,13 @@ def test_a_first_ratio_away_from_1_is_refused(train_ppo=ppo.train_ppo):
     policy, reference, value_model = start()
     before = copy.deepcopy(policy.state_dict())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ppo, "generate", off)
+        patch.setattr(ppo_loop, "generate", off)
         with pytest.raises(MiniftError, match="away from 1"):
             run(policy, reference, value_model, train_ppo=train_ppo)
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
 
 
-def test_scores_must_be_finite_and_one_a_row(train_ppo=ppo.train_ppo):
+def test_scores_must_be_finite_and_one_a_row(train_ppo=ppo_loop.train_ppo):
     """A NaN or infinite score is refused by its row, a wrong shape by its shape; the weights stay as they were."""
     policy, reference, value_model = start()
     before = copy.deepcopy(policy.state_dict())
@@ -517,11 +517,11 @@ def test_scores_must_be_finite_and_one_a_row(train_ppo=ppo.train_ppo):
             run(policy, reference, value_model, lambda g: torch.zeros(shape), train_ppo=train_ppo)
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
     with pytest.raises(MiniftError, match="prompts"):
-        train_ppo(policy, reference, value_model, count_fives, [[2], []], ppo.PPOConfig(), iterations=1, batch_size=1,
-                  eos_id=EOS, pad_id=PAD)
+        train_ppo(policy, reference, value_model, count_fives, [[2], []], ppo_loop.PPOConfig(), iterations=1,
+                  batch_size=1, eos_id=EOS, pad_id=PAD)
 
 
-def test_without_an_end_token_all_responses_are_long(train_ppo=ppo.train_ppo):
+def test_without_an_end_token_all_responses_are_long(train_ppo=ppo_loop.train_ppo):
     """eos_id=None: every response has max_new_tokens, none has ended."""
     row, = run(*start(), train_ppo=train_ppo, eos_id=None)
     assert row["response_length"] == 5 and row["eos_share"] == 0
@@ -586,8 +586,8 @@ def three_answers(beta, iterations, train_ppo, lr=0.02):
         model.head.weight.copy_(torch.outer(torch.tensor([0.5, 0.3, 0.2]).log(), hidden) / hidden.square().sum())
     ref = exact.answer_logprobs(model, [0], 1)
     assert ref.exp().tolist() == pytest.approx([0.5, 0.3, 0.2], abs=1e-5)
-    policy, value_model = copy.deepcopy(model), ppo.zero_head(TokenScorer(copy.deepcopy(model.body)))
-    config = ppo.PPOConfig(beta=beta, lr=lr, epochs=2, minibatch_size=128, max_new_tokens=1, value_clip_range=None,
+    policy, value_model = copy.deepcopy(model), ppo_loop.zero_head(TokenScorer(copy.deepcopy(model.body)))
+    config = ppo_loop.PPOConfig(beta=beta, lr=lr, epochs=2, minibatch_size=128, max_new_tokens=1, value_clip_range=None,
                            value_coef=1.0)
     train_ppo(policy, make_reference(model), value_model, lambda generation: TRUTH[generation.input_ids[:, -1]], [[0]],
               config, iterations=iterations, batch_size=128, eos_id=None, pad_id=0, seed=0, progress=False)
@@ -595,23 +595,23 @@ def three_answers(beta, iterations, train_ppo, lr=0.02):
     return exact.total_variation(learned, star), exact.total_variation(learned, ref.exp())
 
 
-def test_ppo_reaches_the_optimum_of_three_answers(train_ppo=ppo.train_ppo):
+def test_ppo_reaches_the_optimum_of_three_answers(train_ppo=ppo_loop.train_ppo):
     """From samples PPO finds ref * exp(reward / beta) / Z, 0.42 away from where it starts, to a TV of 0.03."""
     to_star, to_ref = three_answers(0.5, 30, train_ppo)
     assert to_star < 0.03 and to_ref > 0.3
 
 
-def test_a_high_price_of_kl_keeps_the_policy_at_the_reference(train_ppo=ppo.train_ppo):
+def test_a_high_price_of_kl_keeps_the_policy_at_the_reference(train_ppo=ppo_loop.train_ppo):
     """At beta = 50 the optimum is 0.008 from the reference, and the policy ends within a TV of 0.02 of it."""
     assert three_answers(50.0, 15, train_ppo, lr=0.005)[1] < 0.02
 
 
-def test_the_wrong_sign_of_kl_misses_the_optimum(train_ppo=ppo.train_ppo):
+def test_the_wrong_sign_of_kl_misses_the_optimum(train_ppo=ppo_loop.train_ppo):
     """A policy that is paid for leaving the reference does not end at the optimum: the check above can fail."""
     right = ppo.token_rewards
 
     def wrong(scores, logprobs, ref_logprobs, response_mask, beta):
         return right(scores, logprobs, ref_logprobs, response_mask, -beta)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ppo, "token_rewards", wrong)
+        patch.setattr(ppo_loop, "token_rewards", wrong)
         assert three_answers(0.5, 30, train_ppo)[0] > 0.05

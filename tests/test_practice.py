@@ -5,12 +5,12 @@ import re
 
 import pytest
 
-from minift.datasets import practice
-from minift.datasets.rubric import sentences
-from minift.datasets.templates import read_templates
-from minift.datasets.wordings import WORDINGS
-from minift.datasets.world import draw_scenes, tell
 from minift.evaluation.metrics import rouge_l
+from minift.ways.templates import read_templates
+from minift.world import practice
+from minift.world.rubric import sentences
+from minift.world.scenes import draw_scenes, tell
+from minift.world.wordings import WORDINGS
 
 TEMPLATES = "data/instructions/templates.json"
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from minift.core.heads import LanguageModel
-from minift.core.tokenizer import Tokenizer
 from minift.core.transformer import TransformerConfig
-from minift.datasets import preferences
+from minift.text.tokenizer import Tokenizer
+from minift.ways import preferences
 
 TOKENIZER = Tokenizer.train(["a b c d e f g h"] * 3, 270)
 

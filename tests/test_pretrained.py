@@ -11,10 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from minift.core import checkpoint, families, pretrained
 from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel, SequenceClassifier
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
+from minift.formats import checkpoint, families, pretrained
 from tests.children import peak_while
 
 V, C, D, FF, E = 23, 16, 16, 24, 4
@@ -225,7 +225,7 @@ def test_memory_is_that_of_the_model(tmp_path):
     folder(tmp_path, config, {families.their_name(name, family): torch.zeros_like(p)
                               for name, p in model.named_parameters()})
     size = sum(4 * p.numel() for p in model.parameters())
-    used = peak_while("from minift.core.pretrained import load_pretrained",
+    used = peak_while("from minift.formats.pretrained import load_pretrained",
                       f"kept = load_pretrained({str(tmp_path)!r})")
     assert size < used < 1.3 * size
 

@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from minift import recipes
-from minift.core.tokenizer import Tokenizer
-from minift.datasets.corpus import documents
-from minift.datasets.practice import worksheets
+from minift.text.tokenizer import Tokenizer
+from minift.world import recipes
+from minift.world.corpus import documents
+from minift.world.practice import worksheets
 
 SMALL = {**recipes.BASE, "steps": 30, "batch_size": 2, "warmup": 2, "eval_every": 100, "n_documents": 60,
          "config": {"context_length": 256, "n_layer": 1, "n_head": 1, "d_model": 8, "d_ff": 8},

@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from minift import report, show
-from minift.core.tokenizer import Tokenizer
+from minift import show
 from minift.errors import MiniftError
+from minift.show import report
+from minift.text.tokenizer import Tokenizer
 
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAA"
                        "AABJRU5ErkJggg==")       # one pixel

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from minift.core import resize
-from minift.core.checkpoint import load_model, save_model
 from minift.core.heads import LanguageModel, MaskedLanguageModel, SequenceClassifier
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
+from minift.formats import adapter
+from minift.formats.checkpoint import load_model, save_model
 from minift.methods import lora
 
 IDS = torch.tensor([[1, 5, 3, 2, 8, 4]])
@@ -53,7 +54,7 @@ def test_other_heads_and_limits(resize_vocabulary=resize.resize_vocabulary):
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])
 def test_an_adapter_carries_the_new_rows(kind, tmp_path, resize_vocabulary=resize.resize_vocabulary,
-                                         save_adapter=lora.save_adapter, load_adapter=lora.load_adapter):
+                                         save_adapter=adapter.save_adapter, load_adapter=adapter.load_adapter):
     """LoRA, three new tokens, a step of training: from the adapter alone a fresh base becomes the same model."""
     model = resize_vocabulary(lora.add_lora(models()[kind], 2, 4), 13)
     trained = {name for name, p in model.named_parameters() if p.requires_grad and "lora" not in name}

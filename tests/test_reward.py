@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from minift.core.generate import Generation
 from minift.core.heads import TokenScorer
 from minift.core.transformer import Transformer, TransformerConfig
-from minift.datasets.pairs import collate_pairs
 from minift.errors import MiniftError
 from minift.methods import reward
+from minift.text.pairs import collate_pairs
 
 
 def small_scorer(seed=0, dropout=0.0):

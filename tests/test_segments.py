@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from minift import recipes
-from minift.core.tokenizer import Tokenizer
-from minift.datasets import corpus, labelled, segments
 from minift.errors import MiniftError
+from minift.text import segments
+from minift.text.tokenizer import Tokenizer
+from minift.world import corpus, labelled, recipes
 
 TOKENIZER = Tokenizer.train(["the red kite and the old mill, a red mitten"], 256 + 10 + 8)
 CLS, SEP = (TOKENIZER.special_id(name) for name in ("<cls>", "<sep>"))

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from minift.core.heads import LanguageModel
-from minift.core.tokenizer import Tokenizer
 from minift.core.transformer import TransformerConfig
-from minift.datasets import self_instruct as si
-from minift.datasets.chat import check_messages
 from minift.errors import MiniftError
 from minift.evaluation.metrics import rouge_l
+from minift.text.chat import check_messages
+from minift.text.tokenizer import Tokenizer
+from minift.ways import self_instruct as si
 
 TOKENIZER = Tokenizer.train(["Task: a b c d\nAnswer: e f g\n\n"] * 3, 300)
 

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from minift.core.heads import LanguageModel
 from minift.core.train import train
 from minift.core.transformer import TransformerConfig
-from minift.datasets import batches, chat
 from minift.errors import MiniftError
 from minift.methods import sft
+from minift.text import batches, chat
 
 # Five tokens over a vocabulary of 4; the prompt is the first two, token 1 ends the response. The weights of the next
 # token, not normalised, after each position:

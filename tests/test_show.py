@@ -14,9 +14,10 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
-from minift import pictures, show
-from minift.core.tokenizer import Tokenizer
+from minift import show
 from minift.errors import MiniftError
+from minift.show import pictures
+from minift.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(["Where is the red kite? The red kite is in the park."] * 3, 300)
 PAD, EOS = TOKENIZER.pad_id, TOKENIZER.eos_id
@@ -242,14 +243,14 @@ def test_source_is_the_source(source=show.source):
         shown = source(obj)
         assert str(shown) == inspect.getsource(obj).rstrip("\n")
         text = "".join(text for _, text in Parser(shown._repr_html_()).pieces)
-        header = f"minift/show.py, line {shown.line}"
+        header = f"minift/show/__init__.py, line {shown.line}"
         assert text.startswith(header)
         numbered = re.findall(r"^ *(\d+)  (.*)$", text.removeprefix(header), re.M)
         assert [line for _, line in numbered] == [lines[int(number) - 1] for number, _ in numbered] == \
             str(shown).split("\n")
     assert str(source(torch.no_grad()(show.place))) == str(source(show.place))
     assert source(Tokenizer.encode).text.startswith("def encode(")
-    assert source(Tokenizer.encode).file == "minift/core/tokenizer.py"
+    assert source(Tokenizer.encode).file == "minift/text/tokenizer.py"
 
 
 @pytest.mark.parametrize("obj", [len, 3, torch.matmul, "text"])

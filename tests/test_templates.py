@@ -13,10 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from minift.core.tokenizer import Tokenizer
-from minift.datasets import chat, lexicon, templates, world, world_facts, world_tasks
 from minift.errors import MiniftError
 from minift.evaluation.metrics import rouge_l
+from minift.text import chat
+from minift.text.tokenizer import Tokenizer
+from minift.ways import templates
+from minift.world import facts as world_facts
+from minift.world import lexicon
+from minift.world import scenes as world
+from minift.world import tasks as world_tasks
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "data" / "instructions" / "templates.json"

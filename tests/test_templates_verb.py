@@ -7,8 +7,8 @@ import pytest
 from test_jobs import write
 
 from minift.__main__ import main
-from minift.datasets.chat import check_messages
-from minift.jobs import templates
+from minift.cli import templates
+from minift.text.chat import check_messages
 
 SAMPLES = Path(__file__).parents[1] / "data" / "samples"
 LABELS, TEMPLATES = str(SAMPLES / "labels.jsonl"), str(SAMPLES / "templates.json")

@@ -6,10 +6,10 @@ import pytest
 import regex
 import tiktoken
 
-from minift.core import bpe
-from minift.core.tokenizer import DEFAULT_SPECIAL, Tokenizer
-from minift.core.vocabulary import GPT2
 from minift.errors import MiniftError
+from minift.formats.vocabulary import GPT2
+from minift.text import bpe
+from minift.text.tokenizer import DEFAULT_SPECIAL, Tokenizer
 
 N_SPECIAL = len(DEFAULT_SPECIAL)
 STORY = ["Anna saw a red kite over the lake. The kite flew, and Anna's kite came back!",

@@ -10,9 +10,9 @@ from minift import tour
 from minift.core.heads import LanguageModel
 from minift.core.logprobs import make_reference
 from minift.core.transformer import TransformerConfig
-from minift.datasets.preferences import Answer
 from minift.errors import MiniftError
 from minift.tour import common
+from minift.ways.preferences import Answer
 
 
 def fake_stages(monkeypatch, calls):

@@ -5,7 +5,9 @@ import re
 
 import pytest
 
-from minift.datasets import corpus, domains, lexicon, rubric, tasks, world
+from minift.world import corpus, domains, lexicon, rubric
+from minift.world import instructions as tasks
+from minift.world import scenes as world
 
 
 def kinds_of(word):

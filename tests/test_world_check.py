@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from minift.datasets import world_check
-from minift.datasets.templates import instantiate, read_templates
-from minift.datasets.world import draw_scenes, tell
-from minift.datasets.world_facts import known
-from minift.datasets.world_tasks import world_rows
+from minift.ways.templates import instantiate, read_templates
+from minift.world import checker as world_check
+from minift.world.facts import known
+from minift.world.scenes import draw_scenes, tell
+from minift.world.tasks import world_rows
 
 TEMPLATES = read_templates("data/instructions/templates.json")
 STORY = ("Ada and a small fox walked slowly to the old mill. She carried a red kite. Then the red kite broke in two. "

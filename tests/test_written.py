@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from minift.core.tokenizer import Tokenizer
-from minift.datasets import lexicon
-from minift.datasets.chat import check_messages, encode_chat
-from minift.datasets.corpus import documents
-from minift.datasets.jsonl import read_jsonl
-from minift.datasets.tasks import instructions
 from minift.evaluation.metrics import distinct_n
+from minift.text.chat import check_messages, encode_chat
+from minift.text.jsonl import read_jsonl
+from minift.text.tokenizer import Tokenizer
+from minift.world import lexicon
+from minift.world.corpus import documents
+from minift.world.instructions import instructions
 
 DATA = Path(__file__).parents[1] / "data"
 ROWS = read_jsonl(DATA / "instructions" / "written.jsonl", required=("messages", "task", "cluster", "source", "id"))

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from minift import pictures
+from minift.show import pictures
 
 
 def main(folder, picture):

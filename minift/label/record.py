@@ -10,8 +10,8 @@ is resuming. Left out: more than some ten thousand rows (each decision writes th
 import os
 from pathlib import Path
 
-from minift.datasets.jsonl import read_jsonl, write_jsonl
 from minift.errors import MiniftError
+from minift.text.jsonl import read_jsonl, write_jsonl
 
 
 def sibling(path, kind):

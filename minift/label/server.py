@@ -15,8 +15,8 @@ import traceback
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from minift.datasets.jsonl import parse_line
 from minift.errors import MiniftError
+from minift.text.jsonl import parse_line
 
 HOST = "127.0.0.1"
 LARGEST_BODY, MOST_DRAINED = 64 * 1024, 4 * 1024 * 1024     # bytes

@@ -9,8 +9,8 @@ import hashlib
 import json
 import random
 
-from minift.datasets.chat import chat_of, check_messages
 from minift.errors import MiniftError
+from minift.text.chat import chat_of, check_messages
 
 
 class Compare:

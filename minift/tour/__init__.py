@@ -8,9 +8,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from minift import report, show
+from minift import show
 from minift.core.files import write_json
 from minift.errors import MiniftError
+from minift.show import report
 from minift.tour import adapt, align, encode, instruct, prefer, unseen
 from minift.tour.common import Clock, Result, Settings, Tour, quick
 

@@ -4,18 +4,19 @@ import time
 
 import torch
 
-from minift.core.checkpoint import load_model, save_model
 from minift.core.generate import generate
 from minift.core.train import train
-from minift.datasets.batches import Windows
-from minift.datasets.corpus import documents, stories
-from minift.datasets.domains import domain_texts
 from minift.evaluation.metrics import perplexity
+from minift.formats.adapter import save_adapter
+from minift.formats.checkpoint import load_model, save_model
 from minift.methods import lora
 from minift.methods.pretrain import make_pretrain_loss, replay
-from minift.recipes import join, text_loss
+from minift.text.batches import Windows
 from minift.tour import draw
 from minift.tour.common import Result
+from minift.world.corpus import documents, stories
+from minift.world.domains import domain_texts
+from minift.world.recipes import join, text_loss
 
 DOMAIN = "notices"
 
@@ -113,7 +114,7 @@ def low_rank(tour):
     windows = domain_windows(tour, tokenizer, domain_texts(DOMAIN, s.n_domain, tour.seed), tour.seed)
     run = adapt(tour, model, tokenizer, windows, s.lora_lr, "lora")
     full = tour.results["continued"].measures
-    lora.save_adapter(model, tour.out / "lora-adapter", base=str(tour.base))
+    save_adapter(model, tour.out / "lora-adapter", base=str(tour.base))
     model.eval()
     ids = windows.batch([0])["input_ids"]
     with torch.no_grad():

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from minift.core.checkpoint import load_model
 from minift.core.files import read_json, write_json
 from minift.core.logprobs import IGNORE_INDEX, masked_sum
-from minift.datasets.batches import chunks, collate
-from minift.datasets.rubric import judge
 from minift.errors import MiniftError
+from minift.formats.checkpoint import load_model
 from minift.methods.sft import make_labels
+from minift.text.batches import chunks, collate
+from minift.world.rubric import judge
 
 BASE, ENCODER = Path("data/base"), Path("data/encoder")
 TEMPERATURE = 0.7  # of every sampled story, PPO's too; KL is between these sharpened distributions

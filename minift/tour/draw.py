@@ -2,7 +2,7 @@
 
 from minift import show
 from minift.evaluation.metrics import perplexity
-from minift.label_curve import log_labels
+from minift.studies.label_curve import log_labels
 from minift.tour.common import read_history, smooth
 
 

@@ -2,17 +2,17 @@
 
 import torch
 
-from minift.baselines import majority
-from minift.core.checkpoint import save_model
-from minift.datasets.corpus import stories
-from minift.datasets.segments import collate_ids, encode_segments
+from minift.evaluation.baselines import majority
 from minift.evaluation.masked import Bigrams, masked_accuracy
 from minift.evaluation.metrics import confusion_matrix, expected_calibration_error, macro_f1
-from minift.label_curve import Task, labels_of
+from minift.formats.checkpoint import save_model
 from minift.methods.mlm import letters_of, mask_tokens, word_ids
-from minift.recipes import encoder_rows, masked_batches
+from minift.studies.label_curve import Task, labels_of
+from minift.text.segments import collate_ids, encode_segments
 from minift.tour import draw
 from minift.tour.common import Result
+from minift.world.corpus import stories
+from minift.world.recipes import encoder_rows, masked_batches
 
 TASK = "topic"
 

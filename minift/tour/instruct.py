@@ -5,19 +5,20 @@ from pathlib import Path
 
 import torch
 
-from minift.core.checkpoint import save_model
 from minift.core.train import train
-from minift.datasets.batches import Batches, collate
-from minift.datasets.chat import encode_chat
-from minift.datasets.crowd import labelled_rows
-from minift.datasets.jsonl import read_jsonl
-from minift.datasets.preferences import sample_answers
-from minift.datasets.tasks import TASKS, WRITING, instructions
-from minift.datasets.templates import instantiate, read_templates
 from minift.evaluation.metrics import exact_match
+from minift.formats.checkpoint import save_model
 from minift.methods.sft import encode_examples, make_sft_loss
+from minift.text.batches import Batches, collate
+from minift.text.chat import encode_chat
+from minift.text.jsonl import read_jsonl
 from minift.tour import draw
 from minift.tour.common import Result
+from minift.ways import crowd
+from minift.ways.preferences import sample_answers
+from minift.ways.templates import instantiate, read_templates
+from minift.world.instructions import TASKS, WRITING, instructions
+from minift.world.tasks import world_rows
 
 INSTRUCTIONS = Path("data/instructions")
 READING = tuple(task for task in TASKS if task not in WRITING)
@@ -73,9 +74,11 @@ def mixture(n, seed):
     """
     people, model = (read_jsonl(INSTRUCTIONS / name)[:n // share] for name, share in (("written.jsonl", 12),
                                                                                        ("model.jsonl", 24)))
-    crowd = instantiate(labelled_rows(n // 24, seed)[0], read_templates(INSTRUCTIONS / "templates.json"), seed=seed,
-                        source="crowd", inverted=False)
-    rows = people + model + crowd
+    items = world_rows(n // 24, f"crowd/{seed}", tasks=crowd.TASKS)
+    labelled, _ = crowd.labelled_rows(items, seed)
+    templates = read_templates(INSTRUCTIONS / "templates.json")
+    labelled = instantiate(labelled, templates, seed=seed, source="crowd", inverted=False)
+    rows = people + model + labelled
     rows += instructions(n - len(rows), seed, tasks=MIXTURE)
     return random.Random(seed).sample(rows, len(rows))
 

@@ -2,19 +2,19 @@
 
 import torch
 
-from minift.core.checkpoint import save_model
 from minift.core.heads import TokenScorer
 from minift.core.train import train
-from minift.datasets.batches import Batches, chunks
-from minift.datasets.jsonl import read_jsonl, write_jsonl
-from minift.datasets.pairs import collate_pairs, encode_pair, encode_pairs
-from minift.datasets.preferences import annotate, sample_pairs
-from minift.datasets.rubric import judge
-from minift.datasets.tasks import story_requests
 from minift.evaluation.metrics import reliability_curve
+from minift.formats.checkpoint import save_model
 from minift.methods.reward import make_reward_loss, normalise_scores
+from minift.text.batches import Batches, chunks
+from minift.text.jsonl import read_jsonl, write_jsonl
+from minift.text.pairs import collate_pairs, encode_pair, encode_pairs
 from minift.tour import draw
 from minift.tour.common import TEMPERATURE, Result
+from minift.ways.preferences import annotate, sample_pairs
+from minift.world.instructions import story_requests
+from minift.world.rubric import judge
 
 NOISE = 0.5  # of the simulated annotators, in points of the rubric
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from minift import show
-from minift.cluster_study import METRICS, assess, tune, world_chats
 from minift.evaluation.clusters import check_leaks, leave_one_cluster_out
+from minift.studies.cluster_study import METRICS, assess, tune, world_chats
 from minift.tour.common import Result
 
 WITHHELD = "lookup"

@@ -15,16 +15,16 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from minift.core.checkpoint import load_model
 from minift.core.files import read_json, write_json
-from minift.datasets.jsonl import read_jsonl, write_jsonl
-from minift.datasets.preferences import chooses_first, sample_answers, sample_pairs
-from minift.datasets.rubric import judge
-from minift.datasets.tasks import story_requests
 from minift.evaluation.clusters import over_seeds
 from minift.evaluation.metrics import bootstrap_interval
+from minift.formats.checkpoint import load_model
+from minift.text.jsonl import read_jsonl, write_jsonl
 from minift.tour.common import TEMPERATURE
 from minift.tour.prefer import NOISE
+from minift.ways.preferences import chooses_first, sample_answers, sample_pairs
+from minift.world.instructions import story_requests
+from minift.world.rubric import judge
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]

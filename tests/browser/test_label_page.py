@@ -16,8 +16,8 @@ from test_jobs import save_tiny
 from test_label import CHAT, PAIRS, TEXTS, annotating, comparing, rows_of, serving, undecided, writing
 
 from minift.__main__ import main
-from minift.datasets.jsonl import write_jsonl
 from minift.label import record, tasks, work
+from minift.text.jsonl import write_jsonl
 
 CHROMIUM = clicks.CHROMIUM
 playwright = pytest.importorskip(

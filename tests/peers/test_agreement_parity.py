@@ -8,10 +8,10 @@ import random
 
 import pytest
 
-from minift.datasets import annotation
 from minift.errors import MiniftError
 from minift.evaluation import metrics
 from minift.evaluation.clusters import leave_one_cluster_out
+from minift.ways import annotation
 
 try:
     import krippendorff

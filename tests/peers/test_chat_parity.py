@@ -9,13 +9,13 @@ import random
 
 import pytest
 
-from minift.core import chat_format, vocabulary
-from minift.core.chat_format import ChatFormat
-from minift.core.gguf_file import open_gguf
-from minift.core.pretrained import locate
-from minift.core.tokenizer import Tokenizer
-from minift.datasets import chat, pairs
 from minift.errors import MiniftError
+from minift.formats import vocabulary
+from minift.formats.gguf_file import open_gguf
+from minift.formats.pretrained import locate
+from minift.text import chat, chat_format, pairs
+from minift.text.chat_format import ChatFormat
+from minift.text.tokenizer import Tokenizer
 
 jinja2 = pytest.importorskip("jinja2", reason="jinja2 is missing; it comes with torch")
 

@@ -10,16 +10,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minift.core import export, export_gguf
 from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel, SequenceClassifier
-from minift.core.pretrained import load_pretrained
 from minift.core.resize import resize_vocabulary
-from minift.core.tokenizer import Tokenizer
 from minift.core.transformer import TransformerConfig
-from minift.datasets.chat import encode_chat
 from minift.errors import MiniftError
+from minift.formats import adapter, export, export_gguf
+from minift.formats.pretrained import load_pretrained
 from minift.methods import lora
 from minift.methods.sft import sft_loss
+from minift.text.chat import encode_chat
+from minift.text.tokenizer import Tokenizer
 
 transformers = pytest.importorskip(
     "transformers", reason="transformers is missing: pip install -r tests/peers/requirements.txt compares with it")
@@ -184,7 +184,7 @@ def shaken(model):
     ("toy", lora.ATTENTION), ("gpt2", lora.ATTENTION), ("gpt2", ("up_proj", "down_proj", "o_proj")),
     ("masked", lora.ATTENTION), ("gpt2", ("q_proj", "k_proj", "v_proj"))])
 def test_peft_opens_our_adapter(
-    name, targets, tmp_path, save_adapter=lora.save_adapter, load_adapter=lora.load_adapter
+    name, targets, tmp_path, save_adapter=adapter.save_adapter, load_adapter=adapter.load_adapter
 ):
     """Around the exported base, PEFT gives our logits, GPT-2's fused layer included; we read it back the same."""
     ours = make(name)
@@ -202,7 +202,7 @@ def test_peft_opens_our_adapter(
 @pytest.mark.parametrize("name, targets", [
     ("toy", ["q_proj", "v_proj"]), ("gpt2", ["c_attn"]), ("gpt2", ["c_attn", "c_proj", "c_fc"]),
     ("masked", ["query", "value"])])
-def test_we_open_pefts_adapter(name, targets, tmp_path, load_adapter=lora.load_adapter):
+def test_we_open_pefts_adapter(name, targets, tmp_path, load_adapter=adapter.load_adapter):
     """An adapter that PEFT made for the exported base gives its logits in ours."""
     ours = make(name)
     export.export_pretrained(ours, TOKENIZER, tmp_path / "base")
@@ -212,7 +212,7 @@ def test_we_open_pefts_adapter(name, targets, tmp_path, load_adapter=lora.load_a
     torch.testing.assert_close(load_adapter(ours, tmp_path / "adapter")(IDS), outputs(theirs), atol=1e-5, rtol=0)
 
 
-def test_a_part_of_gpt2s_fused_layer_is_refused(tmp_path, save_adapter=lora.save_adapter):
+def test_a_part_of_gpt2s_fused_layer_is_refused(tmp_path, save_adapter=adapter.save_adapter):
     """LoRA on q alone has no place in a file where q, k and v are one layer."""
     with pytest.raises(MiniftError, match="q, k and v"):
         save_adapter(lora.add_lora(make("gpt2"), 4, 6, ("q_proj",)), tmp_path)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from minift.core import gguf_file, pretrained
 from minift.core.attention import stretch
 from minift.core.heads import LanguageModel
-from minift.core.pretrained import locate
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
+from minift.formats import gguf_file, pretrained
+from minift.formats.pretrained import locate
 from tests.children import peak_while
 
 gguf = pytest.importorskip("gguf", reason="gguf is missing: pip install -r requirements-real.txt")
@@ -217,6 +217,6 @@ def test_memory_of_smollm2():
         locate("smollm2")
     except MiniftError as error:
         pytest.skip(str(error))
-    used = peak_while("import gguf; from minift.core.pretrained import load_pretrained",
+    used = peak_while("import gguf; from minift.formats.pretrained import load_pretrained",
                       "kept = load_pretrained('smollm2')")
     assert 538e6 < used < 1.3 * 538e6

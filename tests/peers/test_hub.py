@@ -14,16 +14,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from minift.core.export import export_pretrained
 from minift.core.heads import LanguageModel
 from minift.core.transformer import TransformerConfig
+from minift.formats.export import export_pretrained
 
 pytest.importorskip("huggingface_hub", reason="huggingface_hub is missing: pip install -r requirements-real.txt")
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LOAD = """
 import torch
-from minift.core.pretrained import load_pretrained
+from minift.formats.pretrained import load_pretrained
 model, tokenizer = load_pretrained("some-one/a-model")
 print("logits", model(torch.tensor([[1, 2, 3]])).tolist())
 """

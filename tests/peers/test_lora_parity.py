@@ -4,11 +4,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from minift.core.adapter import peft_name
 from minift.core.heads import LanguageModel
 from minift.core.resize import resize_vocabulary
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
+from minift.formats import adapter
+from minift.formats.adapter_file import peft_name
 from minift.methods import lora
 
 try:
@@ -107,7 +108,7 @@ def test_the_same_parameters_train_and_have_the_same_gradients():
 def test_peft_loads_what_we_save(tmp_path):
     """PeftModel.from_pretrained opens a folder that save_adapter wrote, and computes the same logits."""
     ours = make_tuned()
-    lora.save_adapter(ours, tmp_path, base="tiny")
+    adapter.save_adapter(ours, tmp_path, base="tiny")
     assert_equal_logits(ours, peft.PeftModel.from_pretrained(make_llama(), tmp_path).eval(), make_llama())
 
 
@@ -115,7 +116,7 @@ def test_peft_loads_an_adapter_of_one_layer(tmp_path):
     """LoRA in a single layer: PEFT puts it into that layer only, and finds every tensor."""
     ours = lora.add_lora(make_ours(), 4, 8, targets=("layers.1.attn.q_proj",))
     torch.nn.init.normal_(ours.body.layers[1].attn.q_proj.lora_B)
-    lora.save_adapter(ours, tmp_path)
+    adapter.save_adapter(ours, tmp_path)
     theirs = peft.PeftModel.from_pretrained(make_llama(), tmp_path).eval()
     assert sum("lora_A" in name for name, _ in theirs.named_parameters()) == 1
     assert_equal_logits(ours, theirs, make_llama())
@@ -126,19 +127,19 @@ def test_we_load_what_peft_saves(tmp_path):
     for i, options in enumerate(({}, {"use_rslora": True})):
         theirs = make_peft(**options)
         theirs.save_pretrained(tmp_path / str(i))
-        assert_equal_logits(lora.load_adapter(make_ours(), tmp_path / str(i)), theirs, make_llama())
+        assert_equal_logits(adapter.load_adapter(make_ours(), tmp_path / str(i)), theirs, make_llama())
 
 
 def test_a_trained_norm_travels_both_ways(tmp_path):
     """A parameter that is trained in full, beside LoRA, is PEFT's modules_to_save."""
     ours = make_tuned()
     ours.body.norm.weight.requires_grad_(True).data.mul_(2)
-    lora.save_adapter(ours, tmp_path / "ours")
+    adapter.save_adapter(ours, tmp_path / "ours")
     assert_equal_logits(ours, peft.PeftModel.from_pretrained(make_llama(), tmp_path / "ours").eval(), make_llama())
     theirs = make_peft(modules_to_save=["model.norm"])
     theirs.base_model.model.model.norm.modules_to_save["default"].weight.data.mul_(3)
     theirs.save_pretrained(tmp_path / "theirs")
-    assert_equal_logits(lora.load_adapter(make_ours(), tmp_path / "theirs"), theirs, make_llama())
+    assert_equal_logits(adapter.load_adapter(make_ours(), tmp_path / "theirs"), theirs, make_llama())
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -147,14 +148,14 @@ def test_new_tokens_travel_both_ways(tied, tmp_path):
     ours = resize_vocabulary(make_tuned(tied), 13)
     for name in ["body.embed"] + ["head"] * (not tied):
         torch.nn.init.normal_(ours.get_submodule(name).weight)               # trained beyond recognition
-    lora.save_adapter(ours, tmp_path / "ours")
+    adapter.save_adapter(ours, tmp_path / "ours")
     grown = make_llama(tied)
     grown.resize_token_embeddings(13, mean_resizing=False)
     theirs = peft.PeftModel.from_pretrained(grown, tmp_path / "ours").eval()
     ids = torch.tensor([[1, 12, 3, 10, 8, 11]])
     torch.testing.assert_close(ours(ids), theirs(input_ids=ids).logits, rtol=0, atol=1e-5)
     theirs.save_pretrained(tmp_path / "theirs")
-    again = lora.load_adapter(make_ours(tied=tied), tmp_path / "theirs")
+    again = adapter.load_adapter(make_ours(tied=tied), tmp_path / "theirs")
     torch.testing.assert_close(again(ids), ours(ids), rtol=0, atol=1e-5)
     if tied:
         file = tmp_path / "theirs/adapter_model.safetensors"
@@ -162,4 +163,4 @@ def test_new_tokens_travel_both_ways(tied, tmp_path):
         tensors["base_model.model.lm_head.weight"] += 1                      # PEFT trained the two apart
         safetensors.torch.save_file(tensors, file)
         with pytest.raises(MiniftError, match="one matrix for both"):
-            lora.load_adapter(make_ours(tied=True), tmp_path / "theirs")
+            adapter.load_adapter(make_ours(tied=True), tmp_path / "theirs")

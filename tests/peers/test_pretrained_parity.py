@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minift.core import families, pretrained
 from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel
 from minift.errors import MiniftError
+from minift.formats import families, pretrained
 from minift.methods.mlm import mlm_loss
 from tests.peers.shaken import shaken
 

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from minift.core.generate import generate, left_pad
 from minift.core.logprobs import token_logprobs
-from minift.core.pretrained import load_pretrained, locate
-from minift.datasets.chat import encode_prompt
-from minift.datasets.segments import collate_ids, encode_segments
 from minift.errors import MiniftError
+from minift.formats.pretrained import load_pretrained, locate
+from minift.text.chat import encode_prompt
+from minift.text.segments import collate_ids, encode_segments
 
 transformers = pytest.importorskip(
     "transformers", reason="transformers is missing: pip install -r tests/peers/requirements.txt compares with it")

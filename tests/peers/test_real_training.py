@@ -14,8 +14,8 @@ import pytest
 from children import peak_while
 
 from minift.__main__ import main
-from minift.core.pretrained import locate
 from minift.errors import MiniftError
+from minift.formats.pretrained import locate
 
 pytest.importorskip("gguf", reason="gguf is missing: pip install -r requirements-real.txt")
 ROOT = Path(__file__).parents[2]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from minift.core.export import export_pretrained
+from minift.cli.data import read_rows
+from minift.cli.encoders import encode_dialogue, encode_preference, encode_request
+from minift.cli.examples import Tally
 from minift.core.heads import LanguageModel
-from minift.core.tokenizer import Tokenizer
 from minift.core.transformer import TransformerConfig
-from minift.jobs.data import read_rows
-from minift.jobs.encoders import encode_dialogue, encode_preference, encode_request
-from minift.jobs.examples import Tally
+from minift.formats.export import export_pretrained
+from minift.text.tokenizer import Tokenizer
 
 REASON = "is missing: pip install -r tests/peers/requirements.txt compares with it"
 datasets = pytest.importorskip("datasets", reason=f"datasets {REASON}")

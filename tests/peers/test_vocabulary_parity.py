@@ -10,10 +10,11 @@ import unicodedata
 
 import pytest
 
-from minift.core import chat_format, vocabulary
-from minift.core.pretrained import locate
-from minift.core.tokenizer import Tokenizer
 from minift.errors import MiniftError
+from minift.formats import vocabulary
+from minift.formats.pretrained import locate
+from minift.text import chat_format
+from minift.text.tokenizer import Tokenizer
 
 try:
     import tokenizers
@@ -199,7 +200,7 @@ def smollm2():
     """(ours, the package's) SmolLM2 tokenizer: vocabulary and merges of the .gguf file, cut as its authors publish."""
     path = need("smollm2")
     gguf = pytest.importorskip("gguf", reason="gguf is missing: pip install -r requirements-real.txt")
-    from minift.core.gguf_file import open_gguf
+    from minift.formats.gguf_file import open_gguf
     assert gguf
     fields, _ = open_gguf(path)
     tokens = fields["tokenizer.ggml.tokens"]

@@ -1,0 +1,175 @@
+"""check-data: what files will become, before an hour is spent on them."""
+
+import os
+import statistics
+import sys
+import time
+from collections import Counter
+from functools import partial
+from itertools import groupby
+
+import torch
+
+from minift.cli.classes import in_order
+from minift.cli.data import FORMS, find_files, read_rows
+from minift.cli.encoders import (
+    encode_dialogue,
+    encode_labelled_row,
+    encode_pieces,
+    encode_preference,
+    encode_request,
+    encode_text,
+)
+from minift.cli.examples import Tally, encode_row, without_duplicates
+from minift.cli.models import context_of, open_kind, pick_device, plain_copy
+from minift.cli.options import settle, window
+from minift.core.heads import LanguageModel, MaskedLanguageModel
+from minift.core.logprobs import CHUNK_LOGITS, IGNORE_INDEX
+from minift.errors import MiniftError
+from minift.methods.mlm import make_mlm_loss
+from minift.methods.sft import make_labels, make_sft_loss
+from minift.text.batches import collate
+
+USED_BY = {"messages": "sft, evaluate", "completion": "sft, evaluate, ppo", "pair": "reward, dpo, evaluate, ppo",
+           "prompt": "ppo, generate", "text": "pretrain, evaluate, ppo"}
+HIDDEN = 7          # for the estimate, an encoder is asked for every 7th token: 15 % of them, as mlm does
+GREEN, GREY, PLAIN = "\x1b[1;32m", "\x1b[90m", "\x1b[0m"
+PROBLEMS_SHOWN = 20
+
+
+def check_data(options):
+    """Print what becomes of the rows of --data; MiniftError in the end when some are bad."""
+    files = find_files(options.data)
+    model, tokenizer = open_kind(options.model, (LanguageModel, MaskedLanguageModel), "check-data")
+    model = plain_copy(model).to(pick_device(options.device))
+    context = context_of(model, options.context)
+    settle(options, model)
+    bad, sequences = [], []
+    encoder = isinstance(model, MaskedLanguageModel)
+    forms = [form for form in FORMS if form in (("label", "text") if encoder else USED_BY)]
+    rows = read_rows(files, forms, bad)
+    for form in forms:
+        part = [row for row in rows if row.form == form]
+        if part and form == "label":
+            sequences += check_labels(part, tokenizer, context, bad, options.show)
+        elif part:
+            make = pieces_of if encoder else sequences_of
+            length = window(model, options.context) if form == "text" and not encoder else context
+            sequences += check_form(form, make, part, tokenizer, length, bad, options.show)
+    for problem in bad[:PROBLEMS_SHOWN]:
+        print(f"problem: {problem}")
+    learned = [ids[:context] for ids, labels in sequences if any(label != IGNORE_INDEX for label in labels)]
+    if learned:
+        estimate(model, tokenizer, learned, options.batch_size)
+    if bad:
+        raise MiniftError(f"{len(bad)} rows are bad (the first: {bad[0]}); mend them, or train with --skip-bad")
+
+
+def check_form(form, make, rows, tokenizer, context, bad, n_show):
+    """Report on the rows of one form; returns their sequences, [(ids, labels)]. make: of sequences_of and pieces_of."""
+    tally, sequences = Tally(read=len(rows)), []
+    for row in without_duplicates(rows, tally, drop=False):
+        found = encode_row(lambda row, tally: make(row, tally, tokenizer, context), row, tally, bad) or []
+        tally.used += bool(found)
+        sequences += found
+    used_by, learned = USED_BY[form], "are learned"
+    if make is pieces_of:
+        used_by, learned = "mlm, classify --predict", "may be hidden"
+    print(f"{{{', '.join(FORMS[form])}}}, for {used_by}: {tally}")
+    if not sequences:
+        return []
+    n = print_lengths([ids for ids, _ in sequences], context)
+    n_learned = sum(label != IGNORE_INDEX for _, labels in sequences for label in labels)
+    print(f"  tokens in all: {n:,}, of which {n_learned:,} {learned} ({n_learned / n:.0%})")
+    for ids, labels in sequences[:n_show]:
+        print("  | " + coloured(tokenizer, ids[:context], labels[:context]).replace("\n", "\n  | "))
+    return sequences
+
+
+def print_lengths(rows, context):
+    """Say how long some lists of ids are; returns the sum."""
+    lengths = sorted(map(len, rows))
+    print(f"  tokens in a sequence: {lengths[0]} to {lengths[-1]}, median {statistics.median(lengths):.0f}, 95 % "
+          f"have at most {lengths[int(0.95 * (len(lengths) - 1))]}; a row may have {context}")
+    return sum(lengths)
+
+
+def check_labels(rows, tokenizer, context, bad, n_show):
+    """Report on rows with a label, of which that alone is learned; returns their sequences, [(ids, ids)]."""
+    tally, encode = Tally(read=len(rows)), partial(encode_labelled_row, tokenizer=tokenizer, context=context)
+    examples = [encode_row(encode, row, tally, bad) for row in without_duplicates(rows, tally, drop=False)]
+    examples = [example for example in examples if example is not None]
+    tally.used, counts = len(examples), Counter(example["label"] for example in examples)
+    print(f"{{text, label}}, for classify, evaluate: {tally}")
+    if not examples:
+        return []
+    n = print_lengths([example["input_ids"] for example in examples], context)
+    print(f"  tokens in all: {n:,}")
+    print(f"  rows of each label: {', '.join(f'{name!r} {counts[name]}' for name in in_order(counts))}")
+    for example in examples[:n_show]:
+        text = coloured(tokenizer, example["input_ids"], [IGNORE_INDEX] * len(example["input_ids"]))
+        print(f"  | {example['label']}: {text}".replace("\n", "\n  | "))
+    return [(example["input_ids"],) * 2 for example in examples]
+
+
+def sequences_of(row, tally, tokenizer, context):
+    """What a row becomes: [(ids, labels)], two for a pair, empty when it is dropped; long texts in pieces."""
+    if row.form == "pair":
+        pair = encode_preference(row, tally, tokenizer, context)
+        return [(pair[f"{side}_input_ids"], make_labels(pair[f"{side}_input_ids"], pair[f"{side}_response_mask"]))
+                for side in ("chosen", "rejected")] if pair else []
+    if row.form == "prompt":
+        example = encode_request(row, tally, tokenizer, context - 1)
+        return [(example["input_ids"], [IGNORE_INDEX] * len(example["input_ids"]))] if example else []
+    if row.form == "text":
+        example = encode_text(row, tally, tokenizer)
+        ids = example["input_ids"] if example else []
+        return [(ids[start:start + context],) * 2 for start in range(0, len(ids), context)]
+    example = encode_dialogue(row, tally, tokenizer, context)
+    return [(example["input_ids"], example["labels"])] if example else []
+
+
+def pieces_of(row, tally, tokenizer, context):
+    """The same for an encoder: a text in pieces; [CLS] and [SEP] are not learned."""
+    special = set(tokenizer.special.values())
+    return [(piece["input_ids"], [IGNORE_INDEX if i in special else i for i in piece["input_ids"]])
+            for piece in encode_pieces(row, tally, tokenizer, context) or []]
+
+
+def coloured(tokenizer, ids, labels):
+    """The text, learned tokens green and the others grey; without colours, learned ones in «guillemets»."""
+    colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    text = ""
+    for learned, run in groupby(zip(ids, labels), key=lambda pair: pair[1] != IGNORE_INDEX):
+        part = tokenizer.decode([i for i, _ in run])
+        text += f"{GREEN if learned else GREY}{part}{PLAIN}" if colours else f"«{part}»" if learned else part
+    return text
+
+
+def estimate(model, tokenizer, sequences, batch_size):
+    """Print the time of one epoch, from a training step measured here and now, and the memory, from the sizes."""
+    device, config = next(model.parameters()).device, model.config
+    middle = max(0, len(sequences) // 2 - batch_size // 2)
+    part = sorted(sequences, key=len)[middle:middle + batch_size]
+    batch = collate([{"input_ids": ids, "labels": ids} for ids in part], tokenizer.pad_id)
+    batch = {name: x.to(device) for name, x in batch.items()}
+    encoder = isinstance(model, MaskedLanguageModel)
+    loss_fn = make_mlm_loss(model) if encoder else make_sft_loss(model)
+    if encoder:
+        hidden = torch.arange(batch["labels"].shape[1], device=device) % HIDDEN == 1
+        batch["labels"] = batch["labels"].masked_fill(~hidden, IGNORE_INDEX)
+    for _ in range(2):      # the first step only warms up
+        start = time.perf_counter()
+        loss_fn(batch)[0].backward()
+        next(model.parameters()).grad.sum().item()      # waits for an accelerator
+        seconds = time.perf_counter() - start
+    total, speed = sum(map(len, sequences)), sum(map(len, part)) / seconds
+    print(f"one epoch{' (mlm, or classify --full)' * encoder} of {total:,} tokens: about {total / speed:,.0f} s "
+          f"({speed:,.0f} tokens/s, measured on {device} with a batch of {len(part)})")
+    n = sum(p.numel() for p in model.parameters())
+    tokens, a_token = batch["input_ids"].numel(), config.n_layer * (10 * config.d_model + 4 * config.d_ff)
+    logits = tokens * config.vocab_size // HIDDEN if encoder else min(tokens * config.vocab_size, CHUNK_LOGITS)
+    activations = 4 * (tokens * a_token + 3 * logits)
+    print(f"memory: about {(16 * n + activations) / 2**20:,.0f} MiB (16 bytes a parameter for weights, gradients and "
+          f"AdamW; activations {activations / 2**20:,.0f}), with {'classify --freeze' if encoder else '--lora'} "
+          f"{(4 * n + activations) / 2**20:,.0f} MiB; besides, PyTorch itself: some 300")

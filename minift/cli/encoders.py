@@ -1,0 +1,102 @@
+"""One encoder for each kind of data: encode(row, tally, ...) -> an example, or None, and why is counted."""
+
+from minift.errors import MiniftError
+from minift.methods.sft import encode_example
+from minift.text.batches import chunks
+from minift.text.chat import chat_of, check_messages, encode_chat, encode_prompt
+from minift.text.pairs import encode_pair
+from minift.text.segments import encode_segments
+
+
+def encode_text(row, tally, tokenizer):
+    """A document, <eos> behind it; training joins the documents, so that none is too long."""
+    if not row.values["text"].strip():
+        tally.dropped["empty text"] += 1
+        return None
+    ids = tokenizer.encode(row.values["text"]) + [tokenizer.eos_id]
+    return {"input_ids": ids, "labels": ids}
+
+
+def encode_pieces(row, tally, tokenizer, context):
+    """A document as an encoder reads it: a list of pieces, each [CLS] ... [SEP] and at most `context` tokens long."""
+    if context < 3:
+        raise MiniftError(f"a context of {context} has no room between <cls> and <sep>; take at least 3")
+    if not row.values["text"].strip():
+        tally.dropped["empty text"] += 1
+        return None
+    pieces = chunks(tokenizer.encode(row.values["text"]), context - 2)
+    if len(pieces) > 1:
+        tally.noted[f"longer than {context} tokens, and cut into pieces"] += 1
+    first, last = tokenizer.special_id("<cls>"), tokenizer.special_id("<sep>")
+    return [{"input_ids": [first, *piece, last]} for piece in pieces]
+
+
+def encode_labelled_row(row, tally, tokenizer, context):
+    """A text, or two, for a classifier; beyond the context the end is cut. "label": the name that the row gives.
+
+    The row itself stays with the example, for errors ("where") and for a bag of its words ("row").
+    """
+    text, pair, label = (row.values.get(name) for name in ("text", "text_pair", "label"))
+    if pair is not None and not isinstance(pair, str):
+        raise MiniftError(f"{row.where}: 'text_pair' must be a string; got {pair!r:.60}")
+    if row.form == "label" and not str(label).strip():
+        raise MiniftError(f"{row.where}: 'label' is empty; a label is a name, give it one")
+    if not text.strip():
+        tally.dropped["empty text"] += 1
+        return None
+    ids, n_cut = encode_segments(tokenizer, text, pair, context)
+    if n_cut:
+        tally.noted[f"cut to {context} tokens"] += 1
+    return {"input_ids": ids, "label": None if label is None else str(label), "where": row.where, "row": row.values}
+
+
+def messages_of(row):
+    """The conversation of a row with messages, or with prompt and completion; checked, an answer in it."""
+    messages = row.values.get("messages")
+    if row.form == "completion":
+        if row.values.get("label") is False:
+            raise MiniftError(f"{row.where}: 'label' is false, so this answer is not one to learn; leave the row out")
+        answer = {"role": "assistant", "content": row.values["completion"]}
+        messages = [*chat_of(row.values["prompt"], row.where), answer]
+    check_messages(messages, row.where, need_assistant=True)
+    return messages
+
+
+def encode_dialogue(row, tally, tokenizer, context):
+    """A conversation, learned on the assistant's tokens; beyond the context its end is cut."""
+    input_ids, response_mask = encode_chat(tokenizer, messages_of(row))
+    example = encode_example(input_ids, response_mask, context)
+    if example is None:
+        tally.dropped[f"no answer within {context} tokens"] += 1
+    elif len(input_ids) > context:
+        tally.noted[f"cut to {context} tokens"] += 1
+    return example
+
+
+def encode_preference(row, tally, tokenizer, context):
+    """A prompt with a chosen and a rejected answer; beyond the context the oldest words of the prompt are cut."""
+    prompt, chosen, rejected = (row.values[name] for name in ("prompt", "chosen", "rejected"))
+    chat_of(prompt, row.where)
+    if not chosen.strip() or not rejected.strip():
+        tally.dropped["empty answer"] += 1
+        return None
+    example = encode_pair(tokenizer, prompt, chosen, rejected, context)
+    if example is None or chosen.strip() == rejected.strip():
+        tally.dropped["chosen and rejected are the same"] += 1
+        return None
+    if example.pop("n_cut"):
+        tally.noted[f"cut to {context} tokens"] += 1
+    return example
+
+
+def encode_request(row, tally, tokenizer, room):
+    """What a model is to answer: a prompt through the chat template, or a raw text. room: tokens that it may have."""
+    prompt = row.values["text"] if row.form == "text" else row.values["prompt"]
+    ids = tokenizer.encode(prompt) if row.form == "text" else encode_prompt(tokenizer, chat_of(prompt, row.where))
+    if not ids:
+        tally.dropped["empty text"] += 1
+        return None
+    if len(ids) > room:
+        tally.dropped[f"prompt of more than {max(room, 0)} tokens, which leaves no room to answer"] += 1
+        return None
+    return {"input_ids": ids, "prompt": prompt}

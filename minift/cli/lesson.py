@@ -1,0 +1,5 @@
+"""The verb lesson."""
+
+from minift.learn.lesson import lesson
+
+__all__ = ["lesson"]

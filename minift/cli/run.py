@@ -1,0 +1,181 @@
+"""One training run, whatever the method: its folder, its record, its Ctrl-C, and the best weights so far.
+
+In --out: the model (or, with --lora, the adapter), run.json (what was run, on what, and what came of it), metrics.jsonl
+(a row a step), and until the run is finished state.safetensors, from which --resume goes on.
+"""
+
+import contextlib
+import copy
+import math
+import platform
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from minift.cli.folders import check_out, clear, command
+from minift.cli.models import context_of, is_adapter, open_kind, open_model, pick_device, plain_copy
+from minift.cli.options import settle
+from minift.core.files import read_json, remove, write_json
+from minift.core.heads import LanguageModel
+from minift.core.logprobs import eval_mode
+from minift.core.resume import move_batch
+from minift.core.step import WeightedMeans
+from minift.core.train import train
+from minift.errors import MiniftError
+from minift.formats.adapter import load_adapter, save_adapter
+from minift.formats.checkpoint import save_model
+from minift.methods.lora import add_lora
+from minift.text.batches import Batches
+
+MAY_DIFFER = ("resume", "overwrite", "device", "checkpointing", "argv", "job")  # options that may change on the way
+ALPHA = 2       # LoRA's alpha / rank
+
+
+class Run:
+    """A training run from its options to its result; the verbs call its methods in the order in which they stand."""
+
+    def __init__(self, options, kind=LanguageModel):
+        """kind: what --model must be, a class of core.heads or several."""
+        self.options, self.out, self.start = options, Path(options.out), time.time()
+        self.state_path, self.metrics_path = self.out / "state.safetensors", self.out / "metrics.jsonl"
+        self.device = pick_device(options.device)
+        if getattr(options, "dtype", "") == "bfloat16" and self.device.type != "cuda":
+            raise MiniftError(f"--dtype bfloat16 is slower than float32 on {self.device}; leave it out, or use CUDA")
+        check_out(self.out, options.resume, options.overwrite, [options.model])
+        torch.manual_seed(options.seed)
+        self.model, self.tokenizer = open_kind(options.model, kind, options.verb)
+        settle(options, self.model)
+        self.record = {
+            "status": "running", "command": command(options.argv), "seed": options.seed,
+            "settings": {name: value for name, value in vars(options).items() if name not in MAY_DIFFER},
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "device": str(self.device), "threads": torch.get_num_threads()}
+        self.base = Path(options.model)     # what an adapter will be for
+        self.new_base = None                # with LoRA upon an adapter: the model with that adapter merged, to be saved
+        if is_adapter(options.model):
+            self.model = plain_copy(self.model)
+            shared = {id(p): p for p in self.model.parameters()}        # they stay frozen, so a second copy is spared
+            self.new_base = copy.deepcopy(self.model, shared) if options.lora else None
+        self.context = context_of(self.model, options.context)
+
+    def set_data(self, data):
+        """Note the data in the record; with --resume they and all settings must be those with which the run began."""
+        self.record |= {"data": data.files, "validation": data.valid_from,
+                        "rows": {name: vars(tally) for name, tally in data.tallies.items()},
+                        "examples": {"train": len(data.train), "valid": len(data.valid)}}
+        if not self.options.resume:
+            return
+        old = read_json(self.out / "run.json")
+        for now, before in ((self.record["settings"], old["settings"]), (self.record["data"], old["data"])):
+            for name in sorted(now.keys() | before.keys()):
+                if now.get(name) != before.get(name):
+                    raise MiniftError(f"--resume goes on with the same run, but {name} was {before.get(name)} and is "
+                                      f"{now.get(name)}; repeat the command that stands in {self.out / 'run.json'}")
+
+    def set_model(self, model):
+        """The model to train, on the device; with --lora an adapter around it (a new score head is trained besides)."""
+        self.model = with_lora(model, self.options.lora).to(self.device)
+        self.model.body.checkpointing = self.options.checkpointing
+        n_all = sum(p.numel() for p in model.parameters())
+        n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self.record["parameters"] = {"all": n_all, "trained": n_trained}
+        print(f"trains {n_trained:,} of {n_all:,} parameters on {self.device}", flush=True)
+
+    def batches(self, examples, collate, shuffle=True):
+        """Batches of --batch-size; an empty list when there are no examples."""
+        return Batches(examples, self.options.batch_size, collate, self.options.seed, shuffle) if examples else []
+
+    def train(self, loss_fn, batches, valid_batches):
+        """Train by `loss_fn` and keep the best on valid_batches (or the last): metrics (before, of the kept)."""
+        o, valid = self.options, len(valid_batches) > 0
+        evaluate = partial(mean_metrics, self.model, loss_fn, valid_batches, self.device)
+        before = evaluate()
+        steps = o.steps or max(1, math.ceil(o.epochs * len(batches) / o.accumulate))
+        every = o.eval_every or max(1, steps // 10)
+        with self.recorded():
+            history = train(self.model, batches, loss_fn, steps=steps, lr=o.lr, accumulate=o.accumulate,
+                            evaluate=evaluate if valid else None, eval_every=every,
+                            on_best=(lambda row: self.save()) if valid else None, state_path=self.state_path,
+                            save_every=every, resume=o.resume, metrics_path=self.metrics_path, dtype=o.dtype,
+                            name=o.verb)
+        if not valid:
+            self.save()
+        self.reload()
+        measured = [row for row in history if "valid_loss" in row]
+        best = min(measured, key=lambda row: row["valid_loss"], default=history[-1])
+        after = {name: best[name] for name in before}
+        self.record |= {"steps": steps, "best_step": best["step"], "loss": [history[0]["loss"], history[-1]["loss"]],
+                        "before": before, "result": after}
+        return before, after
+
+    @contextlib.contextmanager
+    def recorded(self):
+        """Write run.json, and an adapter's new base, when the work begins; when Ctrl-C or an error ends it, note so and
+        say how to go on."""
+        if self.options.overwrite and not self.options.resume:
+            clear(self.out)
+        write_json(self.out / "run.json", self.record)
+        try:
+            if self.new_base is not None:
+                self.base = self.out / "base"
+                save_model(self.new_base, self.tokenizer, self.base)
+                self.new_base = None
+            yield
+        except MiniftError as error:
+            write_json(self.out / "run.json", self.record | {"status": f"failed: {error}"})
+            raise
+        except KeyboardInterrupt as error:
+            write_json(self.out / "run.json", self.record | {"status": "interrupted"})
+            how = "to go on, repeat the command with --resume" if self.state_path.exists() else (
+                "nothing was saved yet, so repeat the command with --overwrite")
+            raise KeyboardInterrupt(f"{error or 'stopped'}; {how}") from error
+
+    def save(self):
+        """Write the model, or the adapter alone, to --out."""
+        if not self.options.lora:
+            save_model(self.model, self.tokenizer, self.out)
+            return
+        save_adapter(self.model, self.out, base=self.base.as_posix())
+
+    def reload(self):
+        """Put the weights in --out, the best ones, into the model; an adapter's base is in place already."""
+        if self.options.lora:
+            load_adapter(self.model, self.out)
+        else:
+            self.model.load_state_dict(open_model(self.out)[0].state_dict())
+        self.model.eval()
+
+    def finish(self, **result):
+        """Write run.json for good, remove the training state, and print what came of it."""
+        before, result = self.record.get("before", {}), {**self.record.get("result", {}), **result}
+        self.record |= {"result": result, "status": "finished", "seconds": round(time.time() - self.start, 1)}
+        write_json(self.out / "run.json", self.record)
+        remove(self.state_path)
+        for name, value in result.items():
+            if isinstance(value, (int, float)):
+                print(f"{name}: {f'{before[name]:.4g} before, ' if name in before else ''}{value:.4g}")
+        best = f"best step {self.record['best_step']} of {self.record['steps']}" if before else "last step"
+        print(f"{best}; written to {self.out} in {self.record['seconds']} s")
+
+
+def with_lora(model, rank):
+    """The model with LoRA around its attention when there is a rank, and its score head, if any, trained besides."""
+    if rank:
+        add_lora(model, rank, ALPHA * rank)
+        if hasattr(model, "score"):
+            model.score.requires_grad_(True)
+    return model
+
+
+@torch.no_grad()
+def mean_metrics(model, loss_fn, batches, device):
+    """{"valid_loss": ..., "valid_accuracy": ...}: means of loss and metrics over all items; {} without batches."""
+    means = WeightedMeans()
+    with eval_mode(model):
+        for batch in batches:
+            loss, metrics = loss_fn(move_batch(batch, device))
+            if metrics["n_tokens"]:
+                means.add({**metrics, "loss": loss}, weight=metrics["n_tokens"])
+    return {f"valid_{name}": value for name, value in means.result().items()}

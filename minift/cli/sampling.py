@@ -1,0 +1,61 @@
+"""Many prompts in, their answers out in the same order, whatever the batches; and one answer as text while it comes."""
+
+import codecs
+
+import torch
+
+from minift.core.generate import generate, left_pad, stream
+from minift.errors import MiniftError
+from minift.text.batches import chunks
+
+LONGEST_ANSWER = 128        # tokens, when --max-new-tokens does not say
+
+
+def room_to_answer(model, prompt, max_new_tokens, where="the prompt"):
+    """How many tokens may be written behind a prompt (ids); MiniftError when none, or fewer than were asked for."""
+    context, length = model.config.context_length, len(prompt)
+    if length == 0:
+        raise MiniftError(f"{where}: the prompt is empty, so there is nothing to go on from; give it a text")
+    if context - length < (max_new_tokens or 1):
+        mend = "shorten it or lower --max-new-tokens" if max_new_tokens else "shorten it"
+        raise MiniftError(f"{where}: the prompt has {length} tokens, which leaves {max(context - length, 0)} of the "
+                          f"context of {context} to the answer; {mend}")
+    return max_new_tokens or min(LONGEST_ANSWER, context - length)
+
+
+def write_answers(model, tokenizer, prompts, *, max_new_tokens=None, temperature=1.0, top_k=None, top_p=None, seed=0,
+                  batch_size=32):
+    """The ids written behind each prompt (a list of ids), <eos> included, in the prompts' order.
+
+    Prompts of similar length share a batch. max_new_tokens=None: LONGEST_ANSWER, or what the context has room for.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    answers = {}
+    for part in chunks(sorted(range(len(prompts)), key=lambda i: len(prompts[i])), batch_size):
+        rows = [prompts[i] for i in part]
+        out = generate(model, *left_pad(rows, tokenizer.pad_id, device),
+                       max_new_tokens=room_to_answer(model, rows[-1], max_new_tokens), temperature=temperature,
+                       top_k=top_k, top_p=top_p, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, generator=generator)
+        for i, ids, written in zip(part, out.input_ids, out.response_mask):
+            answers[i] = ids[written].tolist()
+    return [answers[i] for i in range(len(prompts))]
+
+
+def continuation(model, tokenizer, prompt, n, seed):
+    """A prompt (ids) and what the model writes behind it, as one text with a mark between the two."""
+    n = min(n, model.config.context_length - len(prompt))
+    answer, = write_answers(model, tokenizer, [prompt], max_new_tokens=n, temperature=0.8, seed=seed)
+    return f"{tokenizer.decode(prompt)}>>>{tokenizer.decode(answer, skip_special=True)}"
+
+
+def stream_text(model, tokenizer, prompt, *, max_new_tokens, temperature, top_k, top_p, generator):
+    """Yield the answer to a prompt (ids) piece by piece, in whole characters, though a token may end inside of one."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    special = set(tokenizer.special.values())
+    prompt = torch.tensor(prompt, device=next(model.parameters()).device)
+    for token in stream(model, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+                        eos_id=tokenizer.eos_id, generator=generator):
+        if token not in special:
+            yield decoder.decode(tokenizer.token_bytes(token))
+    yield decoder.decode(b"", final=True)

@@ -1,0 +1,37 @@
+"""The verb templates: labelled rows become chats for sft; what several people have labelled is adjudicated first."""
+
+from minift.cli.data import find_files
+from minift.cli.folders import check_out_file
+from minift.text.jsonl import read_jsonl, write_jsonl
+from minift.ways import annotation
+from minift.ways.templates import instantiate, read_templates
+
+PERSONAL = ("annotator", "seconds", "time")     # what a row of `label annotate` says of one person
+
+
+def templates(options):
+    """Put the rows of --data through --templates, and write them to --out."""
+    check_out_file(options.out, options.overwrite)
+    known, chats = read_templates(options.templates), []
+    for path in find_files(options.data):
+        rows = read_jsonl(path)
+        if all("annotator" in row and "label" in row and "id" in row for row in rows):
+            rows = adjudicated(rows)
+        chats += instantiate(rows, known, split=options.split, seed=options.seed, inverted=not options.no_inverted,
+                             name=f"{path}, row")
+    write_jsonl(options.out, chats)
+    print(f"{len(chats)} chats of {len({chat['task'] for chat in chats})} tasks, written to {options.out}")
+
+
+def adjudicated(rows):
+    """One row an item, with the label that Dawid and Skene's model of the annotators finds; alone a person is right."""
+    items = {row["id"]: {key: value for key, value in row.items() if key not in PERSONAL} for row in rows}
+    people = sorted({row["annotator"] for row in rows})
+    said = {(row["annotator"], row["id"]): row["label"] for row in rows}
+    if len(said) == len(items):
+        return list(items.values())
+    posteriors, _, labels = annotation.dawid_skene([[said.get((name, item)) for item in items] for name in people])
+    kept = [{**item, "label": labels[i]} for item, i in zip(items.values(), posteriors.argmax(1))]
+    changed = sum(row["label"] != said[name, row["id"]] for row in kept for name in people if (name, row["id"]) in said)
+    print(f"{len(items)} items, labelled {len(said)} times by {', '.join(people)}; {changed} labels were overruled")
+    return kept

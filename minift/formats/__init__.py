@@ -1,0 +1,1 @@
+"""Files that others read or write; only this folder knows the names that other libraries use."""

@@ -1,0 +1,272 @@
+"""PPO's own loop, because PPO makes its own data: write, score, reward, credit, update, report.
+
+Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", section 2.2. The formulas are in ppo.py.
+Left out: one network for both policy and values, stopping an update early, several processes.
+"""
+
+import hashlib
+import time
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+
+import torch
+from torch import nn
+
+from minift.core import logprobs as lp
+from minift.core.generate import generate, left_pad
+from minift.core.resume import CtrlC, TrainingState, check_writable
+from minift.core.step import make_optimizer, take_step
+from minift.core.train import tqdm
+from minift.errors import MiniftError
+from minift.methods.ppo import AdaptiveKL, explained_variance, gae, policy_loss, token_rewards, value_loss
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """The settings of a PPO run. Checks itself: MiniftError on an impossible one."""
+
+    beta: float = 0.1                       # price of a nat of KL to the reference, in units of reward; 0: free
+    target_kl: float | None = None          # nats a response, to which AdaptiveKL steers by beta; None: beta stays
+    kl_horizon: int = 10_000                # responses over which AdaptiveKL reacts
+    gamma: float = 1.0                      # discount of a reward, per token
+    lam: float = 0.95                       # GAE's decay, per token: 1 trusts rewards alone, 0 the next value alone
+    clip_range: float = 0.2                 # how far a ratio may move from 1 before its token stops counting
+    value_clip_range: float | None = 0.2    # how far a value may move from the rollout's; None: freely
+    value_coef: float = 0.1                 # weight of the value loss
+    entropy_coef: float = 0.0               # weight of the entropy bonus, per nat
+    epochs: int = 4                         # passes over each rollout
+    minibatch_size: int = 16                # responses in one optimizer step
+    lr: float = 1e-4                        # learning rate at first; falls linearly to 0, once an iteration
+    clip: float | None = 1.0                # largest gradient norm; None: no clipping
+    temperature: float = 1.0                # divides the logits in sampling and update; give the reference the same
+    max_new_tokens: int = 32                # longest response, in tokens
+    missing_eos_penalty: float = 0.0        # taken off the score of a response that was cut before its end token
+    whiten_rewards: bool = False            # divide the token rewards by their standard deviation; their mean stays
+
+    def __post_init__(self):
+        def check(names, holds, expected):
+            for name in names.split():
+                value, optional = getattr(self, name), types[name] == float | None
+                if not (optional if value is None else holds(value)):
+                    raise MiniftError(f"{name} is {value!r}; expected {expected}")
+        types = {field.name: field.type for field in fields(self)}
+        check("clip_range value_clip_range lr clip temperature target_kl kl_horizon", lambda x: x > 0, "more than 0")
+        check("beta value_coef entropy_coef missing_eos_penalty", lambda x: x >= 0, "0 or more")
+        check("gamma lam", lambda x: 0 <= x <= 1, "between 0 and 1")
+        check("epochs minibatch_size max_new_tokens", lambda x: type(x) is int and x > 0, "a whole number above 0")
+
+
+def train_ppo(policy, reference, value_model, reward_fn, prompts, config, *, iterations, batch_size, eos_id, pad_id,
+              seed=0, on_iteration=None, state_path=None, save_every=1, resume=False, progress=True):
+    """Train `policy` (a LanguageModel) and `value_model` (a TokenScorer with its own body). Returns the history.
+
+    reference: callable (input_ids, attention_mask) -> logprobs (B, T-1): make_reference(model, config.temperature).
+    reward_fn(generation) -> (B,) scores. prompts: lists of ids; each iteration takes the next batch_size of them from a
+    seeded shuffle. eos_id=None: all responses have max_new_tokens. on_iteration(row) sees each row of the history.
+    state_path: the training state, written every `save_every` iterations, after the last and at Ctrl-C; resume=True
+    goes on from it. Raises MiniftError as soon as the run could not mean what it says (the _refuse functions).
+    """
+    _refuse_settings(policy, reference, value_model, prompts, iterations, batch_size)
+    models, device = nn.ModuleList([policy, value_model]), next(policy.parameters()).device
+    optimizer = make_optimizer(models, lr=config.lr, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-5)
+    settings = {**asdict(config), "iterations": iterations, "batch_size": batch_size, "seed": seed}
+    state = TrainingState(models, optimizer, (), device, settings)
+    if resume:
+        state.load(state_path)
+    if state_path:
+        check_writable(state_path)
+    beta, start = state.history[-1]["next_beta"] if state.history else config.beta, state.step
+    controller = AdaptiveKL(beta, config.target_kl, config.kl_horizon)
+    bar = tqdm(total=iterations, initial=start, desc="ppo", disable=not progress)
+
+    with lp.eval_mode(models), CtrlC() as ctrl_c, bar:     # no dropout: the ratio must be 1 before the first update
+        while state.step < iterations:
+            row = ppo_iteration(policy, reference, value_model, reward_fn, optimizer,
+                                draw_prompts(prompts, batch_size, state.step, seed), config, beta=controller.beta,
+                                lr=config.lr * (1 - state.step / iterations), eos_id=eos_id, pad_id=pad_id, seed=seed,
+                                iteration=state.step, check_reference=state.step == start)
+            row["next_beta"] = controller.update(row["kl"], batch_size) if config.target_kl else controller.beta
+            state.history.append(row)
+            state.step += 1
+            stop = ctrl_c.asked
+            if state_path and (stop or state.step == iterations or (save_every and state.step % save_every == 0)):
+                state.save(state_path)
+            bar.update()
+            bar.set_postfix(score=f"{row['score']:.3f}", kl=f"{row['kl']:.3f}")
+            if on_iteration is not None:
+                on_iteration(row)
+            if stop:
+                raise KeyboardInterrupt(f"stopped after iteration {state.step} of {iterations}")
+    return state.history
+
+
+def ppo_iteration(policy, reference, value_model, reward_fn, optimizer, prompts, config, *, beta, lr, eos_id, pad_id,
+                  seed=0, iteration=0, check_reference=True):
+    """One round, in six numbered steps: one response to each prompt, then `epochs` passes of updates over them.
+
+    beta, lr: this round's. seed, iteration: what the random numbers depend on. check_reference: has the first update
+    left the reference alone? The rest is train_ppo's. Returns the row of the history.
+    """
+    device, clock = next(policy.parameters()).device, [time.perf_counter()]
+
+    # 1. Rollout: the policy writes. What the sampler says about its tokens are the old log-probs.
+    generation = generate(policy, *left_pad(prompts, pad_id, device), max_new_tokens=config.max_new_tokens,
+                          temperature=config.temperature, eos_id=eos_id, pad_id=pad_id,
+                          generator=_generator(device, seed, "sample", iteration))
+    input_ids, attention_mask = generation.input_ids, generation.attention_mask         # (B, T)
+    mask, old_logprobs = generation.response_mask[:, 1:], generation.logprobs           # (B, T-1)
+    clock.append(time.perf_counter())
+    with torch.no_grad():
+        # 2. Score each response; one without an end pays for it, once.
+        scores = _check_scores(reward_fn(generation), len(prompts)).to(old_logprobs)    # (B,)
+        ended = _ended(generation, eos_id)                                              # (B,)
+        paid = scores - config.missing_eos_penalty * (~ended).to(scores.dtype)
+
+        # 3. Reward each token: it pays for leaving the reference, the last one earns the score.
+        ref_logprobs = _check_reference(reference(input_ids, attention_mask), old_logprobs)
+        rewards = token_rewards(paid, old_logprobs, ref_logprobs, mask, beta)
+        if config.whiten_rewards:
+            rewards = lp.masked_whiten(rewards, mask, keep_mean=True)
+
+        # 4. Credit each token: how much better than expected did it go from there?
+        values = value_model(input_ids, attention_mask)[:, :-1]                         # (B, T-1)
+        advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
+        rollout = {"input_ids": input_ids, "attention_mask": attention_mask, "response_mask": mask,
+                   "old_logprobs": old_logprobs, "old_values": values, "returns": returns,
+                   "advantages": lp.masked_whiten(advantages, mask)}
+    clock.append(time.perf_counter())
+
+    # 5. Update on shuffled minibatches; each response is used once an epoch.
+    _refuse_dropout(policy, value_model)
+    updates, shuffle = [], _generator("cpu", seed, "shuffle", iteration)
+    for _ in range(config.epochs):
+        for rows in torch.randperm(len(prompts), generator=shuffle).split(config.minibatch_size):
+            minibatch = {name: x[rows.to(device)] for name, x in rollout.items()}
+            loss_fn = partial(ppo_loss, policy, value_model, config=config, untouched=not updates)
+            updates.append(take_step(optimizer, [minibatch], loss_fn, lr=lr, clip=config.clip))
+            if check_reference and len(updates) == 1:
+                _refuse_moving(reference, input_ids, attention_mask, ref_logprobs)
+    clock.append(time.perf_counter())
+
+    # 6. Say how it went.
+    seconds = {f"seconds_{name}": clock[i + 1] - clock[i] for i, name in enumerate(("rollout", "scoring", "update"))}
+    return {"iteration": iteration + 1, "beta": beta, **seconds,
+            **_rollout_metrics(rollout, scores, ref_logprobs, ended), **_mean_metrics(updates)}
+
+
+def ppo_loss(policy, value_model, batch, config, untouched=False):
+    """policy_loss + value_coef * value_loss - entropy_coef * entropy, on rows of a rollout -> (loss, metrics).
+
+    untouched: the policy is still the one that wrote the rollout, so each ratio must be 1 (else a MiniftError).
+    """
+    input_ids, attention_mask, mask = batch["input_ids"], batch["attention_mask"], batch["response_mask"]
+    hidden = policy.body(input_ids, attention_mask)                                             # (B, T, D)
+    logprobs = lp.response_logprobs(hidden, policy.head, input_ids, mask, config.temperature)   # (B, T-1)
+    values = value_model(input_ids, attention_mask)[:, :-1]                                     # (B, T-1)
+    loss, metrics = policy_loss(logprobs, batch["old_logprobs"], batch["advantages"], mask, config.clip_range)
+    if untouched and not metrics["ratio_error"] <= 1e-3:
+        raise MiniftError(f"before the first update a ratio is {metrics['ratio_error']:.2g} away from 1: sampling and "
+                          "update see different policies (check dropout, temperature, padding and precision)")
+    value_part = value_loss(values, batch["old_values"], batch["returns"], mask, config.value_clip_range)
+    metrics |= {"policy_loss": loss.item(), "value_loss": value_part.item(), "n_tokens": int(mask.sum())}
+    loss = loss + config.value_coef * value_part
+    if config.entropy_coef:
+        loss = loss - config.entropy_coef * lp.entropy(policy.head(hidden[:, :-1][mask]) / config.temperature).mean()
+    return loss, metrics
+
+
+@torch.no_grad()
+def zero_head(value_model):
+    """Set the score head of a TokenScorer to 0, so that each first value is exactly 0. Returns the model."""
+    value_model.score.weight.zero_()
+    value_model.score.bias.zero_()
+    return value_model
+
+
+# ---- the loop's parts ----
+
+
+def draw_prompts(prompts, batch_size, iteration, seed):
+    """The next batch_size prompts of a stream that goes through all of them again and again, each time reshuffled."""
+    n, first = len(prompts), iteration * batch_size
+    passes = range(first // n, (first + batch_size - 1) // n + 1)
+    order = torch.cat([torch.randperm(n, generator=_generator("cpu", seed, "prompts", number)) for number in passes])
+    skip = first - passes[0] * n
+    return [prompts[i] for i in order[skip:skip + batch_size].tolist()]
+
+
+def _generator(device, *key):
+    """Random numbers that depend on the key alone: an iteration draws the same ones, resumed or not."""
+    digest = hashlib.sha256(repr(key).encode("utf-8")).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _ended(generation, eos_id):
+    """(B,) bool: did the response write the end token?"""
+    if eos_id is None:
+        return torch.zeros_like(generation.response_mask[:, 0])
+    return ((generation.input_ids == eos_id) & generation.response_mask).any(1)
+
+
+def _rollout_metrics(rollout, scores, ref_logprobs, ended):
+    """What the rollout says of the policy that wrote it. KL: nats, summed over a response, the mean over responses."""
+    mask, logprobs = rollout["response_mask"], rollout["old_logprobs"]
+    return {
+        "score": scores.mean().item(),
+        "score_std": scores.std(unbiased=False).item(),
+        "kl": lp.masked_sum(lp.kl_estimate(logprobs, ref_logprobs, "k1"), mask, 1).mean().item(),
+        "kl_k3": lp.masked_sum(lp.kl_estimate(logprobs, ref_logprobs, "k3"), mask, 1).mean().item(),
+        "entropy": -lp.masked_mean(logprobs, mask).item(),    # nats a token; -log p of what was sampled is unbiased
+        "response_length": mask.sum(1).float().mean().item(),
+        "eos_share": ended.float().mean().item(),
+        "explained_variance": explained_variance(rollout["old_values"], rollout["returns"], mask),
+    }
+
+
+def _mean_metrics(updates):
+    """The means over an iteration's updates; of ratio_error the largest."""
+    means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0] if name != "n_tokens"}
+    return means | {"ratio_error": max(update["ratio_error"] for update in updates)}
+
+
+def _check_scores(scores, batch_size):
+    scores = torch.as_tensor(scores).detach()
+    if scores.shape != (batch_size,):
+        raise MiniftError(f"reward_fn returned shape {tuple(scores.shape)}; expected ({batch_size},), one score each")
+    bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
+    if bad:
+        raise MiniftError(f"the score of row {bad[0]} is {scores[bad[0]].item()}; reward_fn must return finite numbers")
+    return scores
+
+
+def _check_reference(ref_logprobs, old_logprobs):
+    if ref_logprobs.shape != old_logprobs.shape:
+        raise MiniftError(f"reference returned shape {tuple(ref_logprobs.shape)}; expected log-probs of shape "
+                          f"{tuple(old_logprobs.shape)}: wrap a model with make_reference(model)")
+    return ref_logprobs
+
+
+def _refuse_settings(policy, reference, value_model, prompts, iterations, batch_size):
+    if reference is policy or getattr(reference, "model", None) is policy:
+        raise MiniftError("the reference is the policy itself, so that the KL is always 0; give it a copy")
+    if value_model.body is policy.body:
+        raise MiniftError("policy and value model share one body; give the value model copy.deepcopy(policy.body)")
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise MiniftError("prompts must be a list of lists of ids, with at least one id in each")
+    if iterations < 1 or batch_size < 1:
+        raise MiniftError(f"iterations is {iterations} and batch_size {batch_size}; both must be at least 1")
+
+
+def _refuse_dropout(*models):
+    if any(module.training for model in models for module in model.modules()):
+        raise MiniftError("the policy or the value model was put into training mode during PPO, where dropout changes "
+                          "the ratio; reward_fn and on_iteration must leave both in eval mode")
+
+
+def _refuse_moving(reference, input_ids, attention_mask, before):
+    """After the first update the reference must say, to the last bit, what it said before."""
+    with torch.no_grad():
+        after = reference(input_ids, attention_mask)
+    if not torch.equal(before, after):
+        raise MiniftError("the reference changed with the first update: it shares weights with the policy (give it a "
+                          "deep copy, or switch the adapter off for it), or its dropout is active")

@@ -1,0 +1,191 @@
+"""A run as one HTML page that opens by double click, works offline and prints well; and tables for the terminal.
+
+All is in the one file, pictures too (as data: URLs, RFC 2397). Nothing in it runs or is fetched, and its content
+security policy tells the browser so. Left out: interaction.
+"""
+
+import base64
+import unicodedata
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from minift.core.files import read_bytes, write_text
+from minift.errors import MiniftError
+from minift.show.pictures import code, visible
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --faint: #59636e; --paper: #fff; --card: #f4f6f8; --line: #d4d9de;
+        --link: #0a5aa0; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8ec; --faint: #9aa5b0; --paper: #15181c; --card: #1f2429; --line: #3a424a; --link: #79b8f3; }
+}
+body { max-width: 60rem; margin: 0 auto; padding: 2rem 1.2rem 4rem; background: var(--paper); color: var(--ink);
+       font: 1rem/1.55 system-ui, sans-serif; }
+h1 { line-height: 1.2; margin: 0 0 0.6rem; }
+h2 { line-height: 1.3; margin: 2.6rem 0 0.6rem; padding-top: 0.8rem; border-top: 1px solid var(--line); }
+a { color: var(--link); }
+.lead { font-size: 1.12rem; white-space: pre-line; }
+.sentence { white-space: pre-line; }
+nav { margin: 1.6rem 0; padding: 0.8rem 1.2rem; background: var(--card); border-radius: 0.5rem; }
+nav ul { list-style: none; columns: 16rem; margin: 0; padding: 0; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.35rem 0.9rem 0.35rem 0; border-bottom: 1px solid var(--line); text-align: left;
+         vertical-align: top; }
+th { color: var(--faint); font-weight: 600; }
+.number { text-align: right; white-space: nowrap; }
+figure { margin: 1.2rem 0; }
+figcaption { color: var(--faint); font-size: 0.9rem; margin-bottom: 0.2rem; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 0.3rem; }
+pre { margin: 0; padding: 0.7rem 0.9rem; background: var(--card); border-radius: 0.4rem; white-space: pre-wrap;
+      overflow-wrap: anywhere; font: 0.9rem/1.5 ui-monospace, monospace; }
+@media print {
+  :root { --ink: #000; --faint: #444; --paper: #fff; --card: #fff; --line: #aaa; --link: #000; }
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  nav { display: none; }
+  h2 { break-after: avoid; }
+  figure, tr { break-inside: avoid; }
+  .wide { overflow: visible; }
+  b { print-color-adjust: exact; }
+  pre { border: 1px solid var(--line); }
+}
+"""
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report.
+
+    sentence: what was found, in plain words. rows: a table (dicts), or None. texts: (label, text) of samples, where a
+    text may be an object that shows itself as HTML, such as show.Tokens. pictures: paths of PNG files.
+    """
+
+    title: str
+    sentence: str
+    rows: list | None = None
+    texts: list | tuple = ()
+    pictures: list | tuple = ()
+
+
+def write_report(path, title, lead, sections, table=None):
+    """Write one self-contained HTML file, atomically: title, lead, the closing table's rows (dicts), then the sections.
+
+    Raises MiniftError when a picture is missing or is not a PNG file.
+    """
+    parts = [f"<h1>{html(title)}</h1>", f'<p class="lead">{html(lead)}</p>']
+    if table:
+        parts.append(table_html(table))
+    links = [f'<li><a href="#section-{i}">{html(section.title)}</a></li>' for i, section in enumerate(sections, 1)]
+    parts.append(f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>')
+    parts += [section_html(section, i) for i, section in enumerate(sections, 1)]
+    write_text(path, PAGE.format(title=html(title), style=STYLE, body="\n".join(parts)))
+
+
+def section_html(section, number):
+    """One section: its sentence, table, pictures, samples."""
+    parts = [f'<h2>{html(section.title)}</h2>', f'<p class="sentence">{html(section.sentence)}</p>']
+    if section.rows:
+        parts.append(table_html(section.rows))
+    for picture in section.pictures:
+        alt = f"{section.title}: picture {Path(picture).stem}".replace("-", " ").replace("_", " ")
+        parts.append(f'<figure><img alt="{html(alt)}" src="{data_url(picture)}"></figure>')
+    for label, text in section.texts:
+        body = text._repr_html_() if hasattr(text, "_repr_html_") else f"<pre>{html(text)}</pre>"
+        parts.append(f"<figure><figcaption>{html(label)}</figcaption>{body}</figure>")
+    return f'<section id="section-{number}">\n' + "\n".join(parts) + "\n</section>"
+
+
+def data_url(path):
+    """A PNG file as a data: URL."""
+    data = read_bytes(path)
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise MiniftError(f"{path} is not a PNG file; save pictures as .png to put them into a report")
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def html(text):
+    """The text, escaped, for inside an element or attribute; control characters appear as their codes."""
+    codes = (code(c) if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in str(text))
+    return escape("".join(codes))
+
+
+# ---- tables ----
+
+
+def table_html(rows, columns=None):
+    """Rows (dicts) as an HTML table; columns: the keys to show, in order (default: all). Numbers stand to the right."""
+    columns = columns_of(rows) if columns is None else columns
+    side = {column: ' class="number"' if is_numeric(rows, column) else "" for column in columns}
+    head = "".join(f'<th scope="col"{side[column]}>{html(column)}</th>' for column in columns)
+    body = ""
+    for row in rows:
+        body += "<tr>" + "".join(f"<td{side[c]}>{html(cell(row.get(c)))}</td>" for c in columns) + "</tr>\n"
+    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>'
+
+
+def table_text(rows, columns=None):
+    """Rows (dicts) as aligned columns for the terminal; columns: the keys to show, in order (default: all)."""
+    columns = columns_of(rows) if columns is None else columns
+    if not columns:
+        return "(nothing)"
+    cells = [[visible(column) for column in columns]] + [[visible(cell(row.get(c))) for c in columns] for row in rows]
+    widths = [max(map(text_width, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    numeric = [is_numeric(rows, column) for column in columns]
+    lines = ["  ".join(aligned(*part) for part in zip(line, widths, numeric, strict=True)) for line in cells]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def columns_of(rows):
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def is_numeric(rows, column):
+    """Whether a column holds numbers and nothing else."""
+    values = [scalar(row[column]) for row in rows if row.get(column) is not None]
+    return bool(values) and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+
+
+def scalar(value):
+    """A number out of a tensor or array of one element; anything else as it is."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def cell(value):
+    """What a table shows: three decimals, yes or no, "-" where there is nothing."""
+    value = scalar(value)
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, float):
+        return str(value)
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 or value != value else f"{value:.1e}"
+
+
+def text_width(text):
+    """How many columns of a terminal the text takes: two for wide characters (你), none for combining ones."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def aligned(text, width, right):
+    space = " " * (width - text_width(text))
+    return space + text if right else text + space

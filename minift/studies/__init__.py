@@ -1,0 +1,1 @@
+"""The long experiments whose results are committed under data/."""

@@ -1,0 +1,98 @@
+"""The comparison of the four ways as JSON, as a table and as a picture: means over seeds, with their spread."""
+
+from pathlib import Path
+
+import torch
+
+from minift import show
+from minift.core.files import write_json, write_text
+
+COLUMNS = (     # heading, path into a cell, how it is printed
+    ("rows", ("rows",), "{:,.0f}"), ("minutes of people", ("minutes",), "{:,.0f}"),
+    ("tokens written by a model", ("model_tokens",), "{:,.0f}"), ("wrong", ("label_error",), "{:.1%}"),
+    ("distinct-2", ("distinct_2",), "{:.2f}"), ("nearest", ("nearest",), "{:.2f}"),
+    ("exact", ("scores", "tasks", "exact"), "{:.2f}"), ("ROUGE-L", ("scores", "tasks", "rouge"), "{:.2f}"),
+    ("ended", ("scores", "tasks", "ended"), "{:.2f}"), ("people's: ROUGE-L", ("scores", "people", "rouge"), "{:.2f}"))
+SPREAD = ("exact", "ROUGE-L", "people's: ROUGE-L")      # columns that show their standard deviation
+
+
+def write(out, cells, seeds, settings, crowd):
+    """Write ways.json, table.md and ways.png. cells: way -> the cells of its seeds. Returns what ways.json holds."""
+    found = {way: summary(runs) for way, runs in cells.items()}
+    result = {"command": "python -m minift.studies.four_ways --out runs/ways", "seeds": list(seeds),
+              **settings, "ways": found,
+              "self_instruct": {way: runs[0]["statistics"] for way, runs in cells.items() if "statistics" in runs[0]},
+              "crowd": crowd}
+    write_json(out / "ways.json", result)
+    write_text(out / "table.md", table(found) + "\n\n" + crowd_table(crowd) + "\n")
+    draw(out / "ways.png", found)
+    return result
+
+
+def summary(runs):
+    """Every number of the cells -> {"mean", "std"} over the seeds, in the cells' own shape; None where one is None."""
+    found = {}
+    for key, value in runs[0].items():
+        if key == "statistics":
+            continue
+        values = [run[key] for run in runs]
+        if isinstance(value, dict):
+            found[key] = summary(values)
+        elif None in values:
+            found[key] = None
+        else:
+            numbers = torch.tensor(values, dtype=torch.float64)
+            found[key] = {"mean": numbers.mean().item(), "std": numbers.std().item() if len(values) > 1 else 0.0}
+    return found
+
+
+def table(found):
+    """A row for each way, in Markdown."""
+    lines = [["way", *(heading for heading, _, _ in COLUMNS)], ["---"] * (len(COLUMNS) + 1)]
+    lines += [[way, *(cell(entry, *column) for column in COLUMNS)] for way, entry in found.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(entry, heading, path, form):
+    """A number as it is printed; a dash where there is none."""
+    for key in path:
+        entry = entry.get(key) if entry else None
+    if not entry:
+        return "–"
+    return form.format(entry["mean"]) + (f" ± {form.format(entry['std'])}" if heading in SPREAD else "")
+
+
+def crowd_table(rows):
+    """What clearer guidelines and more annotators buy, in Markdown."""
+    lines = [["guidelines", "annotators", "minutes an item", "alpha", "wrong: majority", "wrong: Dawid-Skene"],
+             ["---"] * 6]
+    lines += [[row["guidelines"], str(row["annotators"]), f"{row['minutes']:.2f}",
+               "–" if row["alpha"] is None else f"{row['alpha']:.2f}", f"{row['majority']:.1%}",
+               f"{row['dawid_skene']:.1%}"] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw(path, found):
+    """Two pictures: the scores of each way on both tests, and exact match of each way on each cluster of tasks."""
+    ways = list(found)
+    fig, (left, right) = show.figure(1, 2, width=12, height=4.8)
+    for test, measure, label, shift in (("tasks", "exact", "unread tasks, exact match", -0.2),
+                                        ("people", "rouge", "unread rows by people, ROUGE-L", 0.2)):
+        scores = [found[way]["scores"][test][measure] for way in ways]
+        left.barh([i + shift for i in range(len(ways))], [score["mean"] for score in scores], 0.36,
+                  xerr=[score["std"] for score in scores], label=label)
+    left.set_yticks(range(len(ways)), ways)
+    left.invert_yaxis()
+    left.set_xlabel("score (mean and standard deviation of the seeds)")
+    left.legend(frameon=False)
+    clusters = list(found[ways[0]]["scores"]["tasks"]["clusters"])
+    grid = [[found[way]["scores"]["tasks"]["clusters"][name]["mean"] for name in clusters] for way in ways]
+    right.imshow(grid, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    for i, row in enumerate(grid):
+        for j, value in enumerate(row):
+            right.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black",
+                       fontsize=8)
+    right.set_xticks(range(len(clusters)), clusters, rotation=40, ha="right")
+    right.set_yticks(range(len(ways)), ways)
+    right.set_title("exact match by cluster of tasks")
+    show.save(fig, Path(path))

@@ -1,0 +1,171 @@
+"""The rows of each way: by people, by templates over labelled data, by a crowd, by a language model; and a mixture.
+
+All have the same form, {"messages", "task", "cluster", "source", "id"}, and go to JSONL files that `sft` reads. What a
+way costs in a person's time are assumptions, written down here. The author of data/instructions/written.jsonl, the rows
+"by people", was a language model: their minutes are those that a person would have needed.
+"""
+
+import random
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from minift.core.files import read_json, write_json
+from minift.core.train import train
+from minift.formats.checkpoint import load_model, save_model
+from minift.methods.sft import make_labels, make_sft_loss
+from minift.studies.four_ways.tuning import STEPS, TOKENS_A_STEP
+from minift.text.batches import chunks, collate
+from minift.text.chat import encode_chat
+from minift.text.jsonl import read_jsonl, write_jsonl
+from minift.ways import crowd
+from minift.ways.self_instruct import ModelWriter, prompt_of, self_instruct, task_of_row
+from minift.ways.templates import instantiate, read_templates
+from minift.world import checker as world_check
+from minift.world.tasks import TASKS, world_rows
+
+DATA = Path("data/instructions")
+N_TOKENS = 26_000           # of each way: what the rows by people have
+N_HELD_OUT = 100            # rows by people for the tests
+N_SEED_TASKS, WRITER_STEPS, WRITER_LR, ATTEMPTS, TEMPERATURE = 175, 300, 1.5e-3, 500, 0.6
+MINUTES = {"pair": 3.0, "template": 2.0, "guidelines": 240.0, "label": crowd.MINUTES}   # of a person's time
+
+
+class Maker:
+    """What the ways need: a seed, the base that will be tuned and that the writer is made of, and a folder."""
+
+    def __init__(self, seed, base, out, n_tokens=N_TOKENS, n_many=STEPS * TOKENS_A_STEP, writer_steps=WRITER_STEPS):
+        self.seed, self.base, self.out, self.writer_steps = seed, base, Path(out), writer_steps
+        self.n_tokens, self.n_many = n_tokens, n_many
+        self.tokenizer = load_model(base)[1]
+        self.templates = read_templates(DATA / "templates.json")
+        written = read_jsonl(DATA / "written.jsonl")
+        shuffled = random.Random(f"written/{seed}").sample(written, len(written))
+        self.held_out, self.written = shuffled[:N_HELD_OUT], shuffled[N_HELD_OUT:]
+
+    def make(self, way):
+        """(rows, facts) of a way, from the folder if they are there. facts: minutes, label_error, model_tokens, ..."""
+        path = self.out / f"seed-{self.seed}" / f"{way.replace(', ', '-')}.jsonl"
+        if not path.with_suffix(".json").exists():
+            rows, facts = WAYS[way](self)
+            write_jsonl(path, rows)
+            write_json(path.with_suffix(".json"), facts)
+        return read_jsonl(path), read_json(path.with_suffix(".json"))
+
+    def cut(self, rows, n_tokens):
+        """The first rows that have n_tokens together, prompts and answers."""
+        kept, left = [], n_tokens
+        for row in rows:
+            left -= len(encode_chat(self.tokenizer, row["messages"])[0])
+            if left < 0:
+                break
+            kept.append(row)
+        return kept
+
+    def writer(self):
+        """(model, tokenizer) of the writer, made once for all seeds."""
+        path = self.out / "writer"
+        if not path.exists():
+            save_model(*make_writer(self.base, self.templates, self.writer_steps), path)
+        return load_model(path)
+
+
+def by_people(maker):
+    rows = maker.cut(maker.written, maker.n_tokens)
+    return rows, {"minutes": len(rows) * MINUTES["pair"]}
+
+
+def by_templates(maker, many=False):
+    """The world's labels through templates, which somebody has to write once, however many rows there are.
+
+    many: so many rows that the training sees none of them twice.
+    """
+    n_tokens = maker.n_many if many else maker.n_tokens
+    rows = instantiate(world_rows(n_tokens // 60, maker.seed), maker.templates, seed=maker.seed)    # more than it takes
+    return maker.cut(rows, n_tokens), {"minutes": template_minutes(maker, TASKS), "label_error": 0.0}
+
+
+def by_crowd(maker, guidelines="clear", n_annotators=3):
+    """Labels of people who keep to guidelines; both guidelines and templates are written once."""
+    items = world_rows(maker.n_tokens // 60, f"crowd/{maker.seed}", tasks=crowd.TASKS)
+    labelled, error = crowd.labelled_rows(items, maker.seed, guidelines, n_annotators)
+    rows = instantiate(labelled, maker.templates, seed=maker.seed, source="crowd", inverted=False)
+    rows = maker.cut(rows, maker.n_tokens)
+    minutes = template_minutes(maker, crowd.TASKS) + MINUTES["guidelines"] + len(rows) * n_annotators * MINUTES["label"]
+    return rows, {"minutes": minutes, "label_error": error}
+
+
+def by_model(maker, checked=True):
+    """Self-instruct from seed tasks that people have written; `checked`: what the world says is not true is refused."""
+    seeds = seed_tasks(maker.templates, N_SEED_TASKS, maker.seed)
+    verdict = world_check.make_verdict(maker.templates)
+    writer = ModelWriter(*maker.writer(), max_new_tokens=128, temperature=TEMPERATURE, seed=maker.seed)
+    rows, statistics = self_instruct(
+        seeds, writer, n=maker.n_tokens // 110, max_attempts=ATTEMPTS, n_seed_demos=1, whole=True, seed=maker.seed,
+        checker=(lambda turn, answer: verdict(turn, answer) is True) if checked else None)
+    rows = maker.cut(rows, maker.n_tokens)
+    found = [verdict(*(message["content"] for message in row["messages"])) for row in rows]
+    return rows, {"minutes": N_SEED_TASKS * MINUTES["pair"], "model_tokens": writer.n_tokens, "statistics": statistics,
+                  "label_error": found.count(False) / len(rows), "unclear": found.count(None) / len(rows)}
+
+
+def mixture(maker):
+    """A quarter of the tokens from each of the four ways."""
+    ways = ("people", "templates", "crowd", "model")
+    return [row for way in ways for row in maker.cut(maker.make(way)[0], maker.n_tokens // len(ways))], {}
+
+
+WAYS = {"people": by_people, "templates": by_templates, "crowd": by_crowd, "model": by_model, "mixture": mixture,
+        "crowd, vague": partial(by_crowd, guidelines="vague", n_annotators=1),
+        "model, unchecked": partial(by_model, checked=False),
+        "templates, many": partial(by_templates, many=True)}
+
+
+def template_minutes(maker, tasks):
+    seen = [one for task in tasks for one in maker.templates[task]["templates"] if one["split"] == "seen"]
+    return len(seen) * MINUTES["template"]
+
+
+# ---- the fourth way's writer ----
+
+
+def make_writer(base, templates, steps, seed=0):
+    """(model, tokenizer): the base tuned on tasks in self-instruct's form, 16 fresh ones a step.
+
+    It stands for the larger model that one would ask, and has read more tasks than any model of the study. Half of its
+    examples show another task first, as the prompts of self-instruct do. Every other step learns the whole new task,
+    those between its answer alone, which is a few tokens among a hundred and would hardly count.
+    """
+    torch.manual_seed(seed)
+    model, tokenizer = load_model(base)
+    rng, examples = random.Random(f"writer/{seed}"), []
+    rows = seed_tasks(templates, steps * 16, f"writer/{seed}")
+    tasks = [task_of_row(row, number) for number, row in enumerate(rows, start=1)]
+    for number, task in enumerate(tasks):
+        shown = prompt_of([rng.choice(tasks)] if rng.random() < 0.5 else [])
+        new = prompt_of([task]).removesuffix("\nTask:").removeprefix("Task:").rstrip()
+        if number // 16 % 2:
+            new, answer = new[:-len(task[2])].rstrip(), f" {task[2]}"
+            shown, new = shown + new, answer
+        given, learned = tokenizer.encode(shown), [*tokenizer.encode(new), tokenizer.eos_id]
+        mask = [False] * len(given) + [True] * len(learned)
+        examples.append({"input_ids": given + learned, "labels": make_labels(given + learned, mask)})
+    room = model.config.context_length
+    batches = [collate([one for one in part if len(one["input_ids"]) <= room], tokenizer.pad_id)
+               for part in chunks(examples, 16)]
+    train(model, batches, make_sft_loss(model), steps=steps, lr=WRITER_LR, progress=False)
+    return model.eval(), tokenizer
+
+
+def seed_tasks(templates, n, seed):
+    """n rows that the checker can read: a story, and above it one line that says what to do with it."""
+    single = {task: {**templates[task], "templates": [one for one in templates[task]["templates"]
+                                                      if begins_with_task(one)]} for task in world_check.TASKS}
+    return instantiate(world_rows(n, f"seeds/{seed}", tasks=world_check.TASKS), single, seed=seed, inverted=False)
+
+
+def begins_with_task(template):
+    """Is it one line of instruction, and then the story?"""
+    first, _, rest = template["instruction"].partition("\n")
+    return "{story}" not in first and rest.strip() == "{story}"

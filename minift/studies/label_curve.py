@@ -1,0 +1,168 @@
+"""How many labels does it take? Accuracy against their number, with and without a pretrained encoder.
+
+`python -m minift.studies.label_curve --out runs/labels` measures it on the world's labelled sets, over seeds, on
+unread stories and on letters, a domain without any label (Kumar et al. 2022, section 2). It takes about an hour on two
+cores and goes on where it was stopped. Left out: a search for the best learning rate of each cell; each way has one
+that suits most.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from minift import show
+from minift.core.files import read_json, write_json
+from minift.core.heads import SequenceClassifier
+from minift.core.transformer import Transformer
+from minift.evaluation.baselines import bag_of_words, labelled_batches, predict
+from minift.evaluation.metrics import accuracy
+from minift.formats.checkpoint import load_model
+from minift.methods.classify import train_classifier
+from minift.text.segments import encode_labelled
+from minift.world.labelled import DOMAINS, LABELS, labelled
+from minift.world.recipes import ENCODER, init_encoder
+
+SIZES = (16, 64, 256, 1024, 4096)
+WAYS = {"probe": SIZES, "full": SIZES, "scratch": SIZES, "bag of words": SIZES, "probe-then-full": (256, 1024),
+        "random encoder": SIZES, "shuffled labels": SIZES}
+DRAWN = ("probe", "full", "scratch", "bag of words", "probe-then-full", "random encoder")      # the others are chance
+STEPS = {16: 40, 64: 60, 256: 120, 1024: 200, 4096: 300}      # of training all parameters
+LR = {"full": 5e-4, "probe-then-full": 5e-4, "scratch": 1e-3}
+REGIME = {"scratch": "full", "random encoder": "probe", "shuffled labels": "probe"}
+N_TEST = 500
+
+
+class Task:
+    """One labelled set for one seed: training rows, nested for all sizes, and test rows of each domain."""
+
+    def __init__(self, name, seed, encoder, tokenizer, n_train=SIZES[-1], n_test=N_TEST, domains=DOMAINS):
+        self.name, self.seed, self.labels, self.tokenizer = name, seed, LABELS[name], tokenizer
+        self.config, self.encoder = encoder.config, encoder
+        self.train_rows = labelled(name, n_train, seed)
+        self.test_rows = {domain: labelled(name, n_test, seed, "test", domain) for domain in domains}
+        self.train = self.encode(self.train_rows)
+        self.test = {domain: self.encode(rows) for domain, rows in self.test_rows.items()}
+
+    def encode(self, rows):
+        return encode_labelled(self.tokenizer, rows, self.labels, self.config.context_length)
+
+    def measure(self, way, n, steps=None):
+        """Train in one way on the first n rows; returns {domain: accuracy} on the test rows."""
+        return self.bag_of_words(n) if way == "bag of words" else self.score(self.fit(way, n, steps))
+
+    def bag_of_words(self, n):
+        return {domain: bag_of_words(self.train_rows[:n], labels_of(self.train[:n]), rows,
+                                     labels_of(self.test[domain]), len(self.labels))
+                for domain, rows in self.test_rows.items()}
+
+    def score(self, model):
+        return {domain: accuracy(self.probabilities(model, domain).argmax(-1), labels_of(examples))
+                for domain, examples in self.test.items()}
+
+    def fit(self, way, n, steps=None):
+        """A classifier trained on the first n rows. The encoder that was given stays as it is.
+
+        "random encoder": the probe on an encoder that has learned nothing; "shuffled labels": on labels of other rows.
+        """
+        torch.manual_seed(self.seed)
+        train = self.train[:n]
+        model = SequenceClassifier(Transformer(self.config), len(self.labels), labels=self.labels)
+        if way in ("scratch", "random encoder"):
+            init_encoder(model, ENCODER["init_std"])
+        else:
+            model.body.load_state_dict(self.encoder.state_dict())
+        if way == "shuffled labels":
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed)).tolist()
+            train = [{**row, "label": train[i]["label"]} for row, i in zip(train, order)]
+        batches = labelled_batches(train, self.tokenizer.pad_id, 32 if n > 256 else 16, self.seed, shuffle=True)
+        train_classifier(model, batches, REGIME.get(way, way), steps=steps or STEPS.get(n, 200),
+                         lr=LR.get(way, 1), weight_decay=0.01, progress=False)
+        return model.eval()
+
+    def probabilities(self, model, domain):
+        """(N, L) of the test rows of a domain."""
+        return predict(model, labelled_batches(self.test[domain], self.tokenizer.pad_id))
+
+
+def labels_of(examples):
+    return [example["label"] for example in examples]
+
+
+def run(out, encoder="data/encoder", tasks=tuple(LABELS), seeds=(0, 1, 2)):
+    """Measure all cells that are not yet in `out`; then write curve.json (mean, std of each) and curve.png."""
+    out, (model, tokenizer) = Path(out), load_model(encoder)
+    cells = {}
+    for name in tasks:
+        for seed in seeds:
+            path = out / "cells" / f"{name}-{seed}.json"
+            found = read_json(path) if path.exists() else {}
+            task = Task(name, seed, model.body, tokenizer)
+            for way, n in ((way, n) for way, sizes in WAYS.items() for n in sizes):
+                key = f"{way}/{n}"
+                if key not in found:
+                    found[key] = task.measure(way, n)
+                    write_json(path, found)
+                    print(name, seed, key, found[key], flush=True)
+            cells[name, seed] = found
+    curve = {name: summary([cells[name, seed] for seed in seeds]) for name in tasks}
+    write_json(out / "curve.json", {"command": "python -m minift.studies.label_curve --out runs/labels",
+                                    "seeds": list(seeds),
+                                    "test_rows": N_TEST, "steps": STEPS, "lr": LR, "tasks": curve})
+    draw(out / "curve.png", curve)
+    return curve
+
+
+def summary(runs):
+    """way -> domain -> {"n", "mean", "std"}: lists over the sizes, of the accuracies of several seeds."""
+    found = {}
+    for key in runs[0]:
+        way, n = key.rsplit("/", 1)
+        for domain in DOMAINS:
+            values = torch.tensor([run[key][domain] for run in runs], dtype=torch.float64)
+            entry = found.setdefault(way, {}).setdefault(domain, {"n": [], "mean": [], "std": []})
+            std = values.std().item() if len(values) > 1 else 0.0
+            for name, value in (("n", int(n)), ("mean", values.mean().item()), ("std", std)):
+                entry[name].append(value)
+    return found
+
+
+def draw(path, curve):
+    """A row of pictures for each domain, one picture a task: accuracy against the number of labels, with its spread."""
+    fig, axes = show.figure(len(DOMAINS), len(curve), width=4.4 * len(curve), height=7.4)
+    for row, domain in zip(axes.reshape(len(DOMAINS), -1), DOMAINS):
+        for axis, (name, ways) in zip(row, curve.items()):
+            series = {way: band(ways[way][domain]) for way in DRAWN if way in ways}
+            show.curves(axis, series, xlabel="labelled stories (log axis)", ylabel="accuracy",
+                        title=f"{name}, tested on {domain}")
+            log_labels(axis, SIZES)
+            axis.axhline(1 / len(LABELS[name]), color="#777777", linewidth=1, linestyle=":", label="chance")
+            axis.get_legend().remove()          # one for all pictures, where it hides nothing
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, handlelength=3)
+    show.save(fig, path)
+
+
+def band(entry):
+    """(x, mean, mean - std, mean + std) for show.curves."""
+    mean, std = entry["mean"], entry["std"]
+    return entry["n"], mean, [m - s for m, s in zip(mean, std)], [m + s for m, s in zip(mean, std)]
+
+
+def log_labels(axis, sizes):
+    """A logarithmic x axis with a tick at each size."""
+    axis.set_xscale("log")
+    axis.set_xticks(sizes, [str(n) for n in sizes])
+    axis.minorticks_off()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", required=True, help="the folder for the results; goes on with what is in it")
+    parser.add_argument("--encoder", default="data/encoder")
+    parser.add_argument("--tasks", nargs="+", default=tuple(LABELS), choices=tuple(LABELS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    run(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

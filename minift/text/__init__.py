@@ -1,0 +1,1 @@
+"""How words become tensors: tokenizers, chats, JSONL files, batches."""

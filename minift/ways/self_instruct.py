@@ -1,0 +1,199 @@
+"""Way 4 of making instruction data: a language model writes it, and filters keep what is usable and new.
+
+Wang et al. 2022, "Self-Instruct: Aligning Language Models with Self-Generated Instructions", section 2. A prompt shows
+a few tasks, written by people or accepted before, and the model goes on in the same form, blocks between empty lines:
+
+    Task: What colour was the kite?             the first line of the user's turn
+    Input: Ada had a red kite at the mill.      the rest of it, if there is any, as one line
+    Answer: The kite was red.
+
+Left out: a separate step for the instances, answers before inputs (for classification), fine-tuning in rounds.
+"""
+
+import random
+from array import array
+from collections import Counter, defaultdict
+
+import numpy as np
+import regex
+import torch
+
+from minift.core.generate import generate
+from minift.errors import MiniftError
+from minift.evaluation.metrics import UNSPACED, common_subsequence, words
+from minift.text.chat import encode_prompt
+
+BLACKLIST = (*"image images graph graphs picture pictures file files map maps draw plot".split(), "go to")
+LABELS = ("Task", "Input", "Answer")
+FIELD = regex.compile(r"(?ms)^[ \t]*(Task|Input|Answer):(.*?)(?=^[ \t]*(?:Task|Input|Answer):|\Z)")
+
+
+def self_instruct(seeds, writer, *, n, max_attempts=None, n_seed_demos=3, n_own_demos=1, threshold=0.7, whole=False,
+                  blacklist=BLACKLIST, checker=None, seed=0):
+    """(rows, statistics): up to n new rows {"messages", "task", "cluster", "source", "id"}, and what was refused.
+
+    seeds: rows with messages, of which the first user and assistant turns count. writer(prompt) -> its continuation.
+    max_attempts: calls of the writer, by default 10 n; then it stops with what it has. threshold: ROUGE-L with every
+    seed and everything accepted before must be below it (the paper; the released code also accepts exactly 0.7).
+    whole: compare instructions with their input, so that one may return with a new story. checker(instruction with its
+    input, answer) -> bool: is the answer true? statistics: attempts, candidates (blocks of the form, and what should
+    have been one), accepted, acceptance_rate (of the candidates), rejected (reason -> count).
+    """
+    rng, pool, seen = random.Random(f"self-instruct/{seed}"), Pool(), set()
+    own, rejected, attempts = [], Counter(), 0
+
+    def remember(task):
+        pool.add(user_turn(task) if whole else task[0])
+        seen.add(normalised(user_turn(task)))
+        return task
+
+    tasks = [remember(task_of_row(row, number)) for number, row in enumerate(seeds, start=1)]
+    while len(own) < n and attempts < (10 * n if max_attempts is None else max_attempts):
+        attempts += 1
+        demos = rng.sample(tasks, min(n_seed_demos, len(tasks))) + rng.sample(own, min(n_own_demos, len(own)))
+        for task in parse(writer(prompt_of(rng.sample(demos, len(demos))))):
+            reason = why_not(task, blacklist) or repeated(task, pool, seen, threshold, whole)
+            if reason is None and checker is not None and not checker(user_turn(task), task[2]):
+                reason = "not true"
+            if reason is not None:
+                rejected[reason] += 1
+            elif len(own) < n:
+                own.append(remember(task))
+    statistics = {"attempts": attempts, "candidates": (total := len(own) + rejected.total()), "accepted": len(own),
+                  "acceptance_rate": len(own) / max(total, 1), "rejected": dict(rejected)}
+    return [row_of(task, f"self-instruct-{seed}-{i}") for i, task in enumerate(own)], statistics
+
+
+def task_of_row(row, number):
+    """(instruction, input, answer) of a row, each on one line, so that no text can pass for a label of the form."""
+    turns = {message["role"]: message["content"] for message in reversed(row.get("messages") or [])}
+    first, _, rest = turns.get("user", "").strip().partition("\n")
+    task = tuple(" ".join(text.split()) for text in (first, rest, turns.get("assistant", "")))
+    if not task[0] or not task[2]:
+        raise MiniftError(f"seed {number}: expected messages with a user's turn and an answer; got {row!r:.80}")
+    return task
+
+
+def row_of(task, name):
+    messages = [{"role": "user", "content": user_turn(task)}, {"role": "assistant", "content": task[2]}]
+    return {"messages": messages, "task": "self-instruct", "cluster": "self-instruct", "source": "model", "id": name}
+
+
+def user_turn(task):
+    return "\n".join(task[:2]).rstrip()
+
+
+def prompt_of(demos):
+    """The demos in the form, and "Task:", behind which the model goes on."""
+    blocks = ["".join(f"{label}: {text}\n" for label, text in zip(LABELS, task) if text) for task in demos]
+    return "\n".join(blocks + ["Task:"])
+
+
+def parse(continuation):
+    """[(instruction, input, answer)] of a text that begins behind "Task:"; ("", "", "") for a block in another form."""
+    if not isinstance(continuation, str):
+        raise MiniftError(f"the writer must return a string, the text behind the prompt; got {continuation!r:.80}")
+    tasks = []
+    for block in regex.split(r"\n\s*\n|\n(?=Task:)", "Task: " + continuation.strip().removeprefix("Task:")):
+        fields = FIELD.findall(block)
+        parts = {label: " ".join(text.split()) for label, text in fields}
+        in_form = [label for label, _ in fields] in (["Task", "Answer"], list(LABELS))
+        tasks.append(tuple(parts.get(label, "") if in_form else "" for label in LABELS))
+    return tasks
+
+
+def why_not(task, blacklist=BLACKLIST):
+    """The reason for which a task is refused by itself, or None.
+
+    Letters of any alphabet may begin an instruction, and in scripts without spaces each character counts as a word (the
+    released code wants ASCII, and capitalises, which would spoil names). The blacklist, the paper's, is English.
+    """
+    instruction, given, answer = task
+    if not words(instruction) or not words(answer):
+        return "not in the form"
+    n = len(regex.sub(f"([{UNSPACED}])", r" \1 ", instruction).split())
+    if n <= 3 or n > 150:
+        return "too short" if n <= 3 else "too long"
+    if any(regex.search(rf"\b{regex.escape(word)}\b", instruction, regex.IGNORECASE) for word in blacklist):
+        return "keyword"
+    if instruction.lower().startswith("write a program"):
+        return "program"
+    if not regex.match(r"[\p{L}\p{M}\p{N}¿¡]", instruction):                # ¿ and ¡: so do Spanish sentences begin
+        return "punctuation first" if regex.match(r"\p{P}", instruction) else "symbol first"
+    answer, asked = normalised(answer), f" {normalised(instruction)} "       # in the input it may stand: look it up
+    offered = f" or {answer} " in asked or f" {answer} or " in asked         # a choice, "red or blue", names it
+    return "answer leaks" if answer == normalised(given) or (f" {answer} " in asked and not offered) else None
+
+
+def repeated(task, pool, seen, threshold, whole=False):
+    """The reason for which a task is not new, or None. seen: normalised users' turns. pool: what to be unlike."""
+    if normalised(user_turn(task)) in seen:
+        return "duplicate"
+    return "not novel" if pool.nearest(user_turn(task) if whole else task[0], threshold) >= threshold else None
+
+
+def normalised(text):
+    return " ".join(words(text))
+
+
+class Pool:
+    """Texts, and the largest ROUGE-L of a new one with any of them: exact, and mostly without aligning any.
+
+    ROUGE-L = 2 LCS / (words + words) <= 2 shared words / (words + words): a bound for all texts at once, from an index,
+    (word, how often it came before in its text) -> the texts that have it. Only texts above the best are aligned.
+    """
+
+    def __init__(self):
+        self.words, self.lengths, self.index = [], array("q"), defaultdict(lambda: array("q"))
+
+    def add(self, text):
+        found = words(text)
+        for key in occurrences(found):
+            self.index[key].append(len(self.words))
+        self.words.append(found)
+        self.lengths.append(len(found))
+
+    def nearest(self, text, at_least=0.0, skip=None):
+        """The largest ROUGE-L of text with any in the pool, 0 if it is below at_least. skip: a number to pass over."""
+        found, best = words(text), 0.0
+        shared = np.zeros(len(self.words), dtype=np.int64)
+        for key in occurrences(found):
+            if key in self.index:
+                shared[np.frombuffer(self.index[key], dtype=np.int64)] += 1
+        bounds = 2 * shared / np.maximum(np.array(self.lengths) + len(found), 1)
+        likely = np.flatnonzero((bounds >= at_least) & (bounds > 0))
+        for i in likely[np.argsort(-bounds[likely], kind="stable")]:
+            if bounds[i] <= best:
+                break
+            if i != skip:
+                best = max(best, 2 * common_subsequence(found, self.words[i]) / (len(found) + len(self.words[i])))
+        return best if best >= at_least else 0.0
+
+
+def occurrences(found):
+    """"the cat the" -> (the, 0), (the, 1), (cat, 0): each word and how often it came before."""
+    return [(word, k) for word, count in Counter(found).items() for k in range(count)]
+
+
+class ModelWriter:
+    """writer(prompt) -> what a LanguageModel writes behind it, put through the chat template if `chat`.
+
+    Demos that do not fit are dropped, and so is a last line that was cut off. n_tokens: how many it has written.
+    """
+
+    def __init__(self, model, tokenizer, *, max_new_tokens=128, temperature=0.8, top_p=0.95, chat=False, seed=0):
+        self.model, self.tokenizer, self.n_tokens = model, tokenizer, 0
+        self.encode = (lambda prompt: encode_prompt(tokenizer, prompt)) if chat else tokenizer.encode
+        self.generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+        self.settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+
+    def __call__(self, prompt):
+        room, eos_id = self.model.config.context_length - self.settings["max_new_tokens"], self.tokenizer.eos_id
+        while len(ids := self.encode(prompt)) > room and "\n\n" in prompt:
+            prompt = prompt.partition("\n\n")[2]
+        out = generate(self.model, torch.tensor([ids], device=self.generator.device), **self.settings, eos_id=eos_id,
+                       pad_id=self.tokenizer.pad_id, generator=self.generator)
+        response = out.input_ids[0][out.response_mask[0]].tolist()
+        self.n_tokens += len(response)
+        text = self.tokenizer.decode(response, skip_special=True)
+        return text if response[-1:] == [eos_id] else text.rpartition("\n")[0]
