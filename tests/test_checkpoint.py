@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from children import kill_while, posix
-from torch import nn
 
 import minift
 from minift.core.files import read_tensors, write_json, write_tensors
 from minift.core.heads import LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer
 from minift.core.transformer import Transformer, TransformerConfig
 from minift.errors import MiniftError
-from minift.formats import checkpoint
+from minift.formats import checkpoint, weights
+from minift.methods.lora import LoRALinear
 from minift.text.tokenizer import Tokenizer
 
 CONFIG = TransformerConfig(vocab_size=270, context_length=12, n_layer=2, n_head=2, d_model=8, d_ff=12, n_kv_head=1)
@@ -53,24 +53,13 @@ def models():
     }
 
 
-class Wrapper(nn.Module):
-    """What core knows of LoRA: the parts .linear, .lora_A, .lora_B and .merged."""
-
-    def __init__(self, linear, merged=False):
-        super().__init__()
-        self.linear, self.merged = linear, merged
-        self.lora_A, self.lora_B = (
-            nn.Parameter(torch.ones(1, linear.in_features)),
-            nn.Parameter(torch.ones(linear.out_features, 1)),
-        )
-
-    def forward(self, x):
-        return self.linear(x)
-
-
 def wrapped(model, merged):
+    """The model with LoRA of random A and B in its query layers."""
     for layer in model.body.layers:
-        layer.attn.q_proj = Wrapper(layer.attn.q_proj, merged)
+        layer.attn.q_proj = LoRALinear(layer.attn.q_proj, 1, 1)
+        torch.nn.init.normal_(layer.attn.q_proj.lora_B)
+        if merged:
+            layer.attn.q_proj.merge()
     return model
 
 
@@ -128,7 +117,7 @@ def test_a_classifier_keeps_its_labels_and_pooling(
 
 
 def test_heads_on_one_body_share_its_fingerprint(
-    tmp_path, save_model=checkpoint.save_model, load_model=checkpoint.load_model, fingerprint=checkpoint.fingerprint
+    tmp_path, save_model=checkpoint.save_model, load_model=checkpoint.load_model, fingerprint=weights.fingerprint
 ):
     """A masked model and a classifier on its body have one fingerprint, before and after saving."""
     model = models()["masked"]
@@ -418,7 +407,7 @@ def test_a_model_of_another_program_is_not_overwritten(tmp_path, save_model=chec
 
 
 def test_an_unmerged_adapter_is_not_lost(
-    tmp_path, save_model=checkpoint.save_model, plain_state_dict=checkpoint.plain_state_dict
+    tmp_path, save_model=checkpoint.save_model, plain_state_dict=weights.plain_state_dict
 ):
     """A model with LoRA that is not merged is refused, and the error says what to call."""
     model = wrapped(models()["tied"], merged=False)
@@ -435,12 +424,12 @@ def test_a_merged_model_is_written_under_plain_names(
     model = wrapped(models()["tied"], merged=True).eval()
     save_model(model, None, tmp_path)
     assert (
-        read_tensors(tmp_path / "model.safetensors")[0].keys() == checkpoint.plain_state_dict(models()["tied"]).keys()
+        read_tensors(tmp_path / "model.safetensors")[0].keys() == weights.plain_state_dict(models()["tied"]).keys()
     )
     assert torch.equal(load_model(tmp_path)[0](IDS), model(IDS))
 
 
-def test_plain_state_dict_has_each_parameter_once(plain_state_dict=checkpoint.plain_state_dict):
+def test_plain_state_dict_has_each_parameter_once(plain_state_dict=weights.plain_state_dict):
     """Every parameter is there once, under its own name, and without a gradient's history."""
     for model in models().values():
         plain = plain_state_dict(model)
@@ -450,7 +439,7 @@ def test_plain_state_dict_has_each_parameter_once(plain_state_dict=checkpoint.pl
         )
 
 
-def test_the_fingerprint_is_that_of_the_base(fingerprint=checkpoint.fingerprint):
+def test_the_fingerprint_is_that_of_the_base(fingerprint=weights.fingerprint):
     """Wrapping a layer or training LoRA's parts or a new head changes nothing; any weight of the base changes it."""
     base = fingerprint(models()["tied"])
     model = wrapped(models()["tied"], merged=False)

@@ -27,9 +27,10 @@ from minift.cli.sampling import continuation
 from minift.cli.training import SAMPLE_LENGTH, SAMPLE_PROMPT
 from minift.cli.verbs import VERBS, parse
 from minift.core import transformer
+from minift.core.files import read_tensors
 from minift.core.heads import LanguageModel
 from minift.core.transformer import TransformerConfig
-from minift.formats.checkpoint import load_model, read_tensors
+from minift.formats.checkpoint import load_model
 from minift.methods.lora import without_lora
 from minift.methods.sft import make_labels
 from minift.text.chat import encode_chat

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from minift.cli import classes, data, encoder, encoders, evaluate, examples, predict
+from minift.core.files import read_tensors
 from minift.core.heads import MaskedLanguageModel, SequenceClassifier
 from minift.core.transformer import Transformer, TransformerConfig
 from minift.errors import MiniftError
-from minift.formats.checkpoint import load_model, read_tensors, save_model
+from minift.formats.checkpoint import load_model, save_model
 from minift.methods.mlm import Masked
 from minift.text.jsonl import read_jsonl
 from minift.world import recipes

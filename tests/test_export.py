@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from minift.__main__ import main
+from minift.core.files import read_tensors
 from minift.core.heads import Encoder, LanguageModel
 from minift.core.transformer import TransformerConfig
 from minift.formats import adapter, adapter_file, export
-from minift.formats.checkpoint import load_model, read_tensors
+from minift.formats.checkpoint import load_model
 from minift.methods import lora
 from minift.text.chat import encode_chat
 

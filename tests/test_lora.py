@@ -15,7 +15,8 @@ from minift.core.train import make_optimizer, train
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
 from minift.formats import adapter
-from minift.formats.checkpoint import load_model, plain_state_dict, save_model
+from minift.formats.checkpoint import load_model, save_model
+from minift.formats.weights import plain_state_dict
 from minift.methods import lora
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")

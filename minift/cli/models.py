@@ -8,9 +8,10 @@ from minift.core.files import read_json
 from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer
 from minift.errors import MiniftError
 from minift.formats.adapter import load_adapter
-from minift.formats.checkpoint import build_model, describe, fill, load_model, plain_state_dict
+from minift.formats.checkpoint import build_model, copy_weights, describe_model, load_model
 from minift.formats.pretrained import locate
-from minift.methods.lora import merge_lora
+from minift.formats.weights import plain_state_dict
+from minift.methods.lora import find_lora, merge_lora
 
 KINDS = {LanguageModel: "a language model", MaskedLanguageModel: "an encoder (a masked language model)",
          Encoder: "an encoder without a head", SequenceClassifier: "a classifier", TokenScorer: "a reward model"}
@@ -56,10 +57,10 @@ def open_kind(path, kind, purpose):
 
 def plain_copy(model):
     """A model without LoRA that computes what `model` computes: any adapter is merged into its weights."""
-    if any(hasattr(module, "lora_A") for module in model.modules()):
+    if find_lora(model):
         merge_lora(model)
-    copy = build_model(describe(model), Path("model"))
-    fill(copy, plain_state_dict(model), "the merged model")
+    copy = build_model(describe_model(model), Path("model"))
+    copy_weights(copy, plain_state_dict(model), "the merged model")
     return copy.eval()
 
 

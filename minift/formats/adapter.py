@@ -7,10 +7,10 @@ import torch
 
 from minift.core.resize import resize_vocabulary
 from minift.errors import MiniftError
-from minift.formats.adapter_contents import EMBED, adapter_contents, extra_parameters, match_adapter, plain_parameters
+from minift.formats.adapter_contents import EMBED, adapter_contents, extra_parameters, match_adapter
 from minift.formats.adapter_file import adapter_family, peft_key, read_adapter, write_adapter
-from minift.formats.checkpoint import fingerprint
-from minift.methods.lora import LoRALinear, add_lora, lora_layers
+from minift.formats.weights import fingerprint, plain_parameters
+from minift.methods.lora import add_lora, find_lora, lora_layers
 
 
 def save_adapter(model, path, base=None):
@@ -20,7 +20,7 @@ def save_adapter(model, path, base=None):
     file; the base's fingerprint is stored too. Raises MiniftError when the model has no LoRA, or has it merged.
     """
     layers, family = lora_layers(model), adapter_family(model)
-    extras = extra_parameters(model, layers)
+    extras = extra_parameters(model)
     tensors, config = adapter_contents(model, layers, extras, family)
     write_adapter(path, tensors, config | {"base_model_name_or_path": base}, fingerprint(model, skip=tuple(extras)),
                   family)
@@ -33,7 +33,7 @@ def load_adapter(model, path, force=False):
     when the adapter was made for another base (force=True overrules this one: the fingerprints then may differ).
     """
     config, tensors, metadata = read_adapter(path)
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
+    layers = find_lora(model)
     if any(layer.merged for layer in layers.values()):
         raise MiniftError("the model has a merged LoRA; call unmerge_lora(model) before loading an adapter")
     family = adapter_family(model)
@@ -44,7 +44,7 @@ def load_adapter(model, path, force=False):
         layers = lora_layers(add_lora(model, config["r"], config["lora_alpha"], tuple(names), config["lora_dropout"]))
     if EMBED in extras:                              # the adapter may have come with new tokens
         resize_vocabulary(model, len(tensors[peft_key(EMBED, family)]))
-    parameters = plain_parameters(model, layers)
+    parameters = plain_parameters(model)
     with torch.no_grad():
         for name in names:
             layers[name].alpha = config["lora_alpha"]

@@ -11,23 +11,14 @@ from minift.core.heads import LanguageModel
 from minift.core.resize import vocabulary_parameters
 from minift.errors import MiniftError
 from minift.formats.adapter_file import peft_key, peft_name
+from minift.formats.weights import plain_parameters
 
 EMBED, OUTPUT = "body.embed.weight", "head.weight"
 
 
-def plain_parameters(model, layers):
-    """name -> parameter, under the names that it has, or would have, without LoRA."""
-    plain = {}
-    for name, parameter in model.named_parameters():
-        owner, _, rest = name.partition(".linear.")
-        plain[f"{owner}.{rest}" if owner in layers else name] = parameter
-    return plain
-
-
-def extra_parameters(model, layers):
-    """plain name -> each trainable parameter that is not LoRA's: what add_lora's caller unfroze."""
-    lora = {id(parameter) for layer in layers.values() for parameter in (layer.lora_A, layer.lora_B)}
-    return {name: p for name, p in plain_parameters(model, layers).items() if p.requires_grad and id(p) not in lora}
+def extra_parameters(model):
+    """name -> each trainable parameter that is not LoRA's: what add_lora's caller unfroze."""
+    return {name: parameter for name, parameter in plain_parameters(model).items() if parameter.requires_grad}
 
 
 def adapter_contents(model, layers, extras, family):
@@ -65,7 +56,7 @@ def match_adapter(model, layers, tensors, rank, path, family):
     layers: empty when the model has no LoRA yet; it will then be of this rank.
     """
     names, shapes = lora_shapes(model, layers, tensors, rank, family)
-    parameters = plain_parameters(model, layers)
+    parameters = plain_parameters(model)
     extras = [name for name in parameters if peft_key(name, family) in tensors]
     shapes |= extra_shapes(model, {name: parameters[name] for name in extras}, tensors, family)
     missing, unexpected = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())

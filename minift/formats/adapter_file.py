@@ -14,8 +14,8 @@ import torch
 
 from minift.core.files import read_json, read_tensors, write_json, write_tensors
 from minift.errors import MiniftError
-from minift.formats.checkpoint import check_finite
 from minift.formats.families import NAMES, family_of
+from minift.formats.weights import check_finite
 
 PREFIX = "base_model.model."        # PEFT's path to the model inside its own wrappers
 PLAIN = {"peft_type": "LORA", "bias": "none", "init_lora_weights": True, "inference_mode": True}

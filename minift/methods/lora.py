@@ -101,7 +101,7 @@ def add_lora(model, rank, alpha, targets=ATTENTION, dropout=0.0):
     trained besides LoRA, such as a new head. Raises MiniftError, with the model untouched, when a target is not found,
     its weight is tied to another, or the model has LoRA already.
     """
-    if any(isinstance(module, LoRALinear) for module in model.modules()):
+    if find_lora(model):
         raise MiniftError("the model has LoRA already; train on, or start again from the base model")
     layers = find_targets(model, (targets,) if isinstance(targets, str) else tuple(targets))
     for linear in layers.values():
@@ -135,9 +135,14 @@ def _ends_with(name, target):
     return name == target or name.endswith("." + target)
 
 
+def find_lora(model):
+    """name -> LoRALinear of each layer that has LoRA; empty when none has."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+
+
 def lora_layers(model):
-    """name -> LoRALinear; MiniftError when there is none."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    """The same for a model that must have LoRA; MiniftError when it has none."""
+    layers = find_lora(model)
     if not layers:
         raise MiniftError("the model has no LoRA; call add_lora or load_adapter first")
     return layers

@@ -1,0 +1,70 @@
+"""A model's weights as its files name them, and the checks of weights that all formats share.
+
+In a file a model has no LoRA: a wrapped layer's weight has the name that it had before, and matrices that are tied are
+stored once. The names here are ours; families.py turns them into another library's.
+"""
+
+import torch
+
+from minift.core.files import digest
+from minift.errors import MiniftError
+from minift.methods.lora import find_lora
+
+
+def plain_parameters(model):
+    """name -> parameter, under the names of a model without LoRA; A and B are left out, tied ones come once."""
+    layers = find_lora(model)
+    plain = {}
+    for name, parameter in model.named_parameters():
+        owner, _, rest = name.rpartition(".")
+        if owner in layers:                     # A or B
+            continue
+        wrapper = owner.removesuffix(".linear")
+        plain[f"{wrapper}.{rest}" if wrapper in layers else name] = parameter
+    return plain
+
+
+def plain_state_dict(model):
+    """The model's tensors under the names of a model without LoRA.
+
+    Raises MiniftError when an adapter is not merged: its effect would be lost.
+    """
+    for name, layer in find_lora(model).items():
+        if not layer.merged:
+            raise MiniftError(f"{name} has a LoRA adapter that is not merged: call merge_lora(model) first, "
+                              "or write the adapter alone with save_adapter")
+    return {name: parameter.detach() for name, parameter in plain_parameters(model).items()}
+
+
+def fingerprint(model, skip=()):
+    """sha256 hex of the body's weights without LoRA: it tells for which base an adapter was made.
+
+    Heads are not counted, since they may be new. skip: names of weights to leave out ("body.embed.weight").
+    Raises MiniftError when LoRA is merged, because the base's own weights are then not in place.
+    """
+    for name, layer in find_lora(model).items():
+        if layer.merged:
+            raise MiniftError(f"{name} has a merged LoRA, so the base's weights are not in place; "
+                              "call unmerge_lora(model) first")
+    body = {}
+    for name, parameter in plain_parameters(model).items():
+        if name.startswith("body.") and name not in skip:
+            body[name] = parameter
+    return digest(body, {})
+
+
+def check_finite(tensors, where):
+    """MiniftError when a tensor holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if tensor.numel() == 0:
+            continue
+        extremes = torch.stack(torch.aminmax(tensor))       # makes no copy of the tensor
+        if not torch.isfinite(extremes).all():
+            raise MiniftError(f"{where}: {name} holds NaN or infinity; training has diverged, use an earlier model")
+
+
+def check_vocabulary(tokenizer, config, where):
+    """MiniftError when the tokenizer has ids for which the model has no embedding."""
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise MiniftError(f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocabulary has "
+                          f"{config.vocab_size}; they do not belong together")
