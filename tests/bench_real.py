@@ -11,7 +11,8 @@ import time
 import torch
 
 from minift.core.generate import stream
-from minift.formats.export import their_config, their_tensors
+from minift.formats.export import make_tensors
+from minift.formats.family_config import write_config
 from minift.formats.pretrained import load_pretrained
 from minift.text.chat import encode_prompt
 from tests.bench import main
@@ -54,8 +55,8 @@ def chat(new=32):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     ours, tokenizer = load_pretrained("smollm2")
-    theirs = LlamaForCausalLM(LlamaConfig(**their_config(ours, "llama"))).eval()
-    theirs.load_state_dict(their_tensors(ours, "llama"), strict=False)       # the output layer is the embedding
+    theirs = LlamaForCausalLM(LlamaConfig(**write_config(ours, "llama"))).eval()
+    theirs.load_state_dict(make_tensors(ours, "llama"), strict=False)       # the output layer is the embedding
     matrices = [p.detach() for p in ours.parameters() if p.ndim == 2]
     vectors = [torch.randn(matrix.shape[1]) for matrix in matrices]
     ids = torch.tensor([encode_prompt(tokenizer, PROMPT)])

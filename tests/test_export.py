@@ -86,19 +86,19 @@ def test_classify_takes_an_encoder_without_a_head(tmp_path, export_pretrained=ex
     assert call("mlm", "--model", tmp_path / "bare", "--data", data, "--out", tmp_path / "x") == 2
 
 
-def test_fused_adapters(tmp_path, fuse=adapter_file.fuse, unfuse=adapter_file.unfuse, save_adapter=adapter.save_adapter,
-                        load_adapter=adapter.load_adapter):
+def test_fused_adapters(tmp_path, fuse_qkv=adapter_file.fuse_qkv, split_qkv=adapter_file.split_qkv,
+                        save_adapter=adapter.save_adapter, load_adapter=adapter.load_adapter):
     """Three A stacked and three B in blocks are the three changes of q, k and v, stacked; and apart again the same."""
     torch.manual_seed(0)
     tensors = {f"h.{letter}_proj.lora_{part}.weight": torch.randn((2, 5) if part == "A" else (7, 2))
                for letter in "qkv" for part in "AB"}
-    fused, config = fuse(tensors, {"r": 2, "lora_alpha": 3, "target_modules": ["h.q_proj", "h.k_proj", "h.v_proj"]})
+    fused, config = fuse_qkv(tensors, {"r": 2, "lora_alpha": 3, "target_modules": ["h.q_proj", "h.k_proj", "h.v_proj"]})
     a, b = fused["h.c_attn.lora_A.weight"], fused["h.c_attn.lora_B.weight"]
     assert a.shape == (6, 5) and b.shape == (21, 6) and len(fused) == 2 and config["target_modules"] == ["h.c_attn"]
     assert config["rank_pattern"] == {"c_attn": 6} and config["alpha_pattern"] == {"c_attn": 9}
     changes = [tensors[f"h.{x}_proj.lora_B.weight"] @ tensors[f"h.{x}_proj.lora_A.weight"] for x in "qkv"]
     torch.testing.assert_close(b @ a, torch.cat(changes))
-    for name, tensor in unfuse(fused, stacked=True).items():
+    for name, tensor in split_qkv(fused, stacked=True).items():
         assert torch.equal(tensor, tensors[name])
     model = lora.add_lora(LanguageModel(GPT2), 2, 4)
     for layer in lora.lora_layers(model).values():

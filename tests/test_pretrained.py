@@ -14,7 +14,7 @@ import torch
 from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel, SequenceClassifier
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
-from minift.formats import checkpoint, families, pretrained
+from minift.formats import checkpoint, families, family_config, pretrained
 from tests.children import peak_while
 
 V, C, D, FF, E = 23, 16, 16, 24, 4
@@ -120,7 +120,7 @@ def test_several_files(tmp_path, load_pretrained=pretrained.load_pretrained):
 @pytest.mark.parametrize("name, tensor, says", [
     ("model.layers.1.mlp.up_proj.weight", None, "no tensor model.layers.1.mlp.up_proj.weight"),
     ("model.layers.1.mlp.up_proj.bias", torch.zeros(FF), "up_proj.bias"),
-    ("model.layers.2.mlp.up_proj.weight", torch.zeros(FF, D), "no use.*layers.2.mlp"),
+    ("model.layers.2.mlp.up_proj.weight", torch.zeros(FF, D), "not use.*layers.2.mlp"),
     ("model.norm.weight", torch.full((D,), torch.nan), "model.norm.weight.*NaN"),
     ("model.norm.weight", torch.ones(D + 1), "model.norm.weight.*shape"),
     ("lm_head.weight", torch.ones(V, D, dtype=torch.int8), "lm_head.weight.*int8"),
@@ -219,7 +219,7 @@ def test_memory_is_that_of_the_model(tmp_path):
     """Opening a model of 50 MB takes at its peak at most 1.3 times that, pages of the mapped file not counted."""
     config = LLAMA | {"vocab_size": 16_000, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4,
                       "num_attention_heads": 4, "num_key_value_heads": 4}
-    family, sizes, tied = families.read_sizes(config, "config.json")
+    family, sizes, tied = family_config.read_config(config, "config.json")
     with pretrained.Unfilled():
         model = LanguageModel(sizes, tied)
     folder(tmp_path, config, {families.their_name(name, family): torch.zeros_like(p)
@@ -292,20 +292,21 @@ def test_a_folder_here_comes_before_a_short_name(tmp_path, monkeypatch, load_pre
 # ---- families ----
 
 
-def test_the_family_of_a_model(family_of=families.family_of):
+def test_the_family_of_a_model(find_family=family_config.find_family):
     """A model is written as the family that is built like it; the toy decoder is a Llama; mixtures have none."""
-    assert family_of(CONFIG) == "llama"
+    assert find_family(CONFIG) == "llama"
     learned = replace(CONFIG, n_kv_head=4, norm="layernorm", positions="learned", mlp="gelu_tanh", bias=True)
-    assert family_of(learned) == "gpt2"
-    assert family_of(replace(learned, causal=False, norm_first=False, mlp="gelu")) == "bert"
+    assert find_family(learned) == "gpt2"
+    assert find_family(replace(learned, causal=False, norm_first=False, mlp="gelu")) == "bert"
     for mixed in (replace(CONFIG, bias=True), replace(learned, n_kv_head=2), replace(learned, norm_first=False)):
         with pytest.raises(MiniftError, match="family"):
-            family_of(mixed)
+            find_family(mixed)
 
 
-def test_halves_and_neighbours_are_inverse(halves=families.halves, neighbours=families.neighbours):
+def test_rows_are_put_right_and_back(unpermute_rows=families.unpermute_rows, permute_rows=families.permute_rows):
     """Row 2i of a head goes to row i, row 2i + 1 to row i + E/2; and back."""
     weight = torch.arange(8.0)[:, None].expand(8, 3)                         # two heads of width 4
-    assert halves(weight, 4)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert unpermute_rows(weight, 4)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
     x = torch.randn(24, 5)
-    assert torch.equal(neighbours(halves(x, 6), 6), x) and torch.equal(halves(neighbours(x, 6), 6), x)
+    assert torch.equal(permute_rows(unpermute_rows(x, 6), 6), x)
+    assert torch.equal(unpermute_rows(permute_rows(x, 6), 6), x)

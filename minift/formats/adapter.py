@@ -7,8 +7,8 @@ import torch
 
 from minift.core.resize import resize_vocabulary
 from minift.errors import MiniftError
-from minift.formats.adapter_contents import EMBED, adapter_contents, extra_parameters, match_adapter
-from minift.formats.adapter_file import adapter_family, peft_key, read_adapter, write_adapter
+from minift.formats.adapter_contents import EMBED, collect_contents, extra_parameters, match_contents
+from minift.formats.adapter_file import adapter_family, lora_keys, peft_key, read_adapter, write_adapter
 from minift.formats.weights import fingerprint, plain_parameters
 from minift.methods.lora import add_lora, find_lora, lora_layers
 
@@ -16,14 +16,13 @@ from minift.methods.lora import add_lora, find_lora, lora_layers
 def save_adapter(model, path, base=None):
     """Write the adapter alone, as PEFT would: adapter_config.json and adapter_model.safetensors in the folder `path`.
 
-    Other trainable parameters, such as a new head, go along. base: where the base model is from, for the reader of the
-    file; the base's fingerprint is stored too. Raises MiniftError when the model has no LoRA, or has it merged.
+    Other trainable parameters, such as a new head, are written too. base: where the base model is from, for the reader
+    of the file; the base's fingerprint is stored as well. MiniftError when the model has no LoRA, or has it merged.
     """
-    layers, family = lora_layers(model), adapter_family(model)
-    extras = extra_parameters(model)
-    tensors, config = adapter_contents(model, layers, extras, family)
-    write_adapter(path, tensors, config | {"base_model_name_or_path": base}, fingerprint(model, skip=tuple(extras)),
-                  family)
+    family = adapter_family(model)
+    tensors, config = collect_contents(model, family)
+    base_hash = fingerprint(model, skip=extra_parameters(model))
+    write_adapter(path, tensors, config | {"base_model_name_or_path": base}, base_hash, family)
 
 
 def load_adapter(model, path, force=False):
@@ -32,24 +31,29 @@ def load_adapter(model, path, force=False):
     Raises MiniftError, with the model untouched, when names, shapes or rank do not fit, when a number is not finite, or
     when the adapter was made for another base (force=True overrules this one: the fingerprints then may differ).
     """
+    # Everything is checked before the model is changed.
     config, tensors, metadata = read_adapter(path)
-    layers = find_lora(model)
-    if any(layer.merged for layer in layers.values()):
+    if any(layer.merged for layer in find_lora(model).values()):
         raise MiniftError("the model has a merged LoRA; call unmerge_lora(model) before loading an adapter")
     family = adapter_family(model)
-    names, extras = match_adapter(model, layers, tensors, config["r"], path, family)
-    if "fingerprint" in metadata and not force and metadata["fingerprint"] != fingerprint(model, skip=tuple(extras)):
+    targets, extras = match_contents(model, tensors, config["r"], path, family)
+    known = metadata.get("fingerprint")
+    if known and not force and known != fingerprint(model, skip=extras):
         raise MiniftError(f"{path} was made for a base model with other weights; load that base, or use force=True")
-    if not layers:
-        layers = lora_layers(add_lora(model, config["r"], config["lora_alpha"], tuple(names), config["lora_dropout"]))
-    if EMBED in extras:                              # the adapter may have come with new tokens
+
+    # Room for the adapter: LoRA's layers, and rows for new tokens that came with it.
+    if not find_lora(model):
+        add_lora(model, config["r"], config["lora_alpha"], targets, config["lora_dropout"])
+    if EMBED in extras:
         resize_vocabulary(model, len(tensors[peft_key(EMBED, family)]))
-    parameters = plain_parameters(model)
+
+    layers, parameters = lora_layers(model), plain_parameters(model)
     with torch.no_grad():
-        for name in names:
+        for name in targets:
+            key_a, key_b = lora_keys(name, family)
             layers[name].alpha = config["lora_alpha"]
-            layers[name].lora_A.copy_(tensors[f"{peft_key(name, family)}.lora_A.weight"])
-            layers[name].lora_B.copy_(tensors[f"{peft_key(name, family)}.lora_B.weight"])
+            layers[name].lora_A.copy_(tensors[key_a])
+            layers[name].lora_B.copy_(tensors[key_b])
         for name in extras:
             parameters[name].copy_(tensors[peft_key(name, family)])
             parameters[name].requires_grad_(True)

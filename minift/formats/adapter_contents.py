@@ -1,7 +1,6 @@
-"""What is in an adapter's file, and whether it fits a model: names, shapes, settings.
+"""What is in an adapter's file: which tensors a model gives, and whether those of a file fit a model.
 
-`layers` are the wrapped layers of a model, name -> LoRALinear: what is read of one are its .rank, .alpha, .dropout,
-.lora_A, .lora_B, and .linear, the frozen layer inside. How the file is written and read is in adapter_file.py.
+Besides LoRA's A and B these are the extras: further parameters that were trained in full, such as a new head.
 """
 
 import torch
@@ -10,8 +9,9 @@ from torch import nn
 from minift.core.heads import LanguageModel
 from minift.core.resize import vocabulary_parameters
 from minift.errors import MiniftError
-from minift.formats.adapter_file import peft_key, peft_name
-from minift.formats.weights import plain_parameters
+from minift.formats.adapter_file import lora_keys, peft_key, peft_name
+from minift.formats.weights import check_shapes, is_tied, plain_parameters
+from minift.methods.lora import find_lora, lora_layers
 
 EMBED, OUTPUT = "body.embed.weight", "head.weight"
 
@@ -21,79 +21,83 @@ def extra_parameters(model):
     return {name: parameter for name, parameter in plain_parameters(model).items() if parameter.requires_grad}
 
 
-def adapter_contents(model, layers, extras, family):
-    """(tensors under PEFT's names, config) of a model's LoRA; extras: its further parameters, plain name -> tensor."""
+def collect_contents(model, family):
+    """(tensors under PEFT's names, PEFT's config) of a model's LoRA and of its extras."""
+    layers, extras = lora_layers(model), extra_parameters(model)
     settings = {(layer.rank, layer.alpha, layer.dropout.p) for layer in layers.values()}
     if len(settings) > 1:
         raise MiniftError(f"an adapter file has one rank, alpha and dropout, but the layers have {sorted(settings)}")
-    (rank, alpha, dropout), = settings
-    tensors = {f"{peft_key(name, family)}.lora_{part}.weight": getattr(layer, f"lora_{part}")
-               for name, layer in layers.items() for part in "AB"}
-    tensors |= {peft_key(name, family): parameter for name, parameter in extras.items()}
-    task = "CAUSAL_LM" if isinstance(model, LanguageModel) else "SEQ_CLS" if hasattr(model, "score") else None
-    config = {"task_type": task, "fan_in_fan_out": family == "gpt2",        # its layers are Conv1D
-              "r": rank, "lora_alpha": alpha, "lora_dropout": dropout,
-              "target_modules": target_names(model, layers, family),
-              "modules_to_save": sorted({peft_name(name.rpartition(".")[0], family) for name in extras}) or None}
-    if EMBED in extras and getattr(model, "tie_embeddings", False):     # PEFT: one matrix, and yet under both names
+    rank, alpha, dropout = settings.pop()
+    tensors = {peft_key(name, family): parameter for name, parameter in extras.items()}
+    for name, layer in layers.items():
+        key_a, key_b = lora_keys(name, family)
+        tensors |= {key_a: layer.lora_A, key_b: layer.lora_B}
+    task = None
+    if isinstance(model, LanguageModel):
+        task = "CAUSAL_LM"
+    elif hasattr(model, "score"):
+        task = "SEQ_CLS"
+    modules = {peft_name(name.rpartition(".")[0], family) for name in extras}
+    config = {
+        "task_type": task,
+        "fan_in_fan_out": family == "gpt2",                 # its layers are Conv1D
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "target_modules": target_names(model, family),
+        "modules_to_save": sorted(modules) or None,
+    }
+    if EMBED in extras and is_tied(model):                  # PEFT writes the one matrix under both names
         config["ensure_weight_tying"] = True
         tensors[peft_key(OUTPUT, family)] = extras[EMBED]
     return tensors, config
 
 
-def target_names(model, layers, family):
+def target_names(model, family):
     """PEFT's target_modules: short names ("q_proj") if the family has these, and LoRA is in every layer called so."""
-    short = sorted({name.rpartition(".")[2] for name in layers})
-    left_out = any(isinstance(module, nn.Linear) and name.rpartition(".")[2] in short
-                   for name, module in model.named_modules())
-    full = sorted(peft_name(name, family) for name in layers)
-    return full if left_out or family != "llama" else short
+    layers = find_lora(model)
+    short = {name.rpartition(".")[2] for name in layers}
+    for name, module in model.named_modules():
+        left_out = isinstance(module, nn.Linear) and name.rpartition(".")[2] in short
+        if left_out or family != "llama":
+            return sorted(peft_name(name, family) for name in layers)
+    return sorted(short)
 
 
-def match_adapter(model, layers, tensors, rank, path, family):
-    """The names of the layers and of the further parameters in a file's tensors; MiniftError when they do not fit.
+def match_contents(model, tensors, rank, path, family):
+    """Names of the layers, and of the extras, to which a file's tensors belong; MiniftError when they do not fit.
 
-    layers: empty when the model has no LoRA yet; it will then be of this rank.
+    rank: of the file. A model that has LoRA must have it in the same layers, and with its own rank.
     """
-    names, shapes = lora_shapes(model, layers, tensors, rank, family)
-    parameters = plain_parameters(model)
-    extras = [name for name in parameters if peft_key(name, family) in tensors]
-    shapes |= extra_shapes(model, {name: parameters[name] for name in extras}, tensors, family)
-    missing, unexpected = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
-    if missing or unexpected or not names:
-        raise MiniftError(f"{path} does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]} "
-                          f"({len(missing)} and {len(unexpected)} in all)")
-    for key, shape in shapes.items():
-        if tuple(tensors[key].shape) != shape:
-            raise MiniftError(f"{path} was made for another model or rank: {key} is {tuple(tensors[key].shape)}, "
-                              f"expected {shape}")
-    embed, output = peft_key(EMBED, family), peft_key(OUTPUT, family)
-    if EMBED in extras and getattr(model, "tie_embeddings", False) and not torch.equal(tensors[embed], tensors[output]):
-        raise MiniftError(f"{path}: {output} differs from {embed}, but this model has one matrix for both; train the "
-                          "adapter with ensure_weight_tying")
-    return names, extras
-
-
-def lora_shapes(model, layers, tensors, rank, family):
-    """The layers with LoRA (all that are wrapped, or else those in the file), and key -> shape of their A and B."""
-    linears = {name: layer.linear for name, layer in layers.items()} or {
-        name: module for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and f"{peft_key(name, family)}.lora_A.weight" in tensors}
+    layers, parameters = find_lora(model), plain_parameters(model)
+    linears = {name: layer.linear for name, layer in layers.items()}
+    if not layers:                                          # those for which the file has an A
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and lora_keys(name, family)[0] in tensors:
+                linears[name] = module
     shapes = {}
     for name, linear in linears.items():
-        r = layers[name].rank if layers else rank
-        shapes[f"{peft_key(name, family)}.lora_A.weight"] = (r, linear.in_features)
-        shapes[f"{peft_key(name, family)}.lora_B.weight"] = (linear.out_features, r)
-    return list(linears), shapes
+        key_a, key_b = lora_keys(name, family)
+        n = layers[name].rank if layers else rank
+        shapes |= {key_a: (n, linear.in_features), key_b: (linear.out_features, n)}
+    extras = [name for name in parameters if peft_key(name, family) in tensors]
+    for name in extras:
+        shapes[peft_key(name, family)] = tuple(parameters[name].shape)
 
-
-def extra_shapes(model, extras, tensors, family):
-    """key -> shape of the further parameters; embeddings and output layers may have more rows, those of new tokens."""
-    shapes = {peft_key(name, family): tuple(parameter.shape) for name, parameter in extras.items()}
+    # The embedding, and with it the output layer, may have more rows: those of new tokens.
+    embed, output = peft_key(EMBED, family), peft_key(OUTPUT, family)
+    tied = EMBED in extras and is_tied(model)
     if EMBED in extras:
-        rows = max(model.config.vocab_size, len(tensors[peft_key(EMBED, family)]))
-        shapes |= {peft_key(name, family): (rows, *extras[name].shape[1:])
-                   for name in vocabulary_parameters(model) if name in extras}
-        if getattr(model, "tie_embeddings", False):                          # a copy, as PEFT writes it
-            shapes[peft_key(OUTPUT, family)] = shapes[peft_key(EMBED, family)]
-    return shapes
+        n_row = max(model.config.vocab_size, len(tensors[embed]))
+        for name in vocabulary_parameters(model):
+            if name in extras:
+                shapes[peft_key(name, family)] = (n_row, *parameters[name].shape[1:])
+    if tied:
+        shapes[output] = shapes[embed]
+    check_shapes(tensors, shapes, path)
+    if not linears:
+        raise MiniftError(f"{path} does not fit this model: it has no LoRA for a layer of the model")
+    if tied and not torch.equal(tensors[embed], tensors[output]):
+        raise MiniftError(f"{path}: {output} differs from {embed}, but this model has one matrix for both; "
+                          "train the adapter with ensure_weight_tying")
+    return tuple(linears), extras

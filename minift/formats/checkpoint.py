@@ -15,7 +15,7 @@ from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel, Seque
 from minift.core.transformer import Transformer, TransformerConfig
 from minift.errors import MiniftError
 from minift.formats.pretrained import load_pretrained
-from minift.formats.weights import check_finite, check_vocabulary, plain_state_dict
+from minift.formats.weights import check_finite, check_shapes, check_vocabulary, is_tied, plain_state_dict
 from minift.text.tokenizer import Tokenizer
 
 KINDS = {kind.__name__: kind for kind in
@@ -65,7 +65,7 @@ def describe_model(model):
         "config": dataclasses.asdict(model.config),
     }
     if isinstance(model, LanguageModel):
-        config["tie_embeddings"] = model.head.weight is model.body.embed.weight
+        config["tie_embeddings"] = is_tied(model)
     if isinstance(model, SequenceClassifier):
         config |= {"labels": model.labels, "pooling": model.pooling}
     return config
@@ -145,16 +145,10 @@ def build_model(config, path):
 def copy_weights(model, tensors, where):
     """Copy tensors into the model's own (tied weights stay tied), after checking names, shapes, types and values."""
     own = plain_state_dict(model)
-    missing = sorted(own.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - own.keys())
-    if missing or unexpected:
-        raise MiniftError(f"{where} does not fit its model: missing {missing[:3]}, unexpected {unexpected[:3]} "
-                          f"({len(missing)} and {len(unexpected)} in all)")
+    check_shapes(tensors, {name: tensor.shape for name, tensor in own.items()}, where)
     for name, tensor in tensors.items():
-        shape, dtype = own[name].shape, own[name].dtype
-        if tensor.shape != shape or tensor.dtype != dtype:
-            raise MiniftError(f"{where}: {name} is {tuple(tensor.shape)} {tensor.dtype}, "
-                              f"expected {tuple(shape)} {dtype}")
+        if tensor.dtype != own[name].dtype:
+            raise MiniftError(f"{where}: {name} is {tensor.dtype}, expected {own[name].dtype}")
     check_finite(tensors, where)
     for name, tensor in tensors.items():
         own[name].copy_(tensor)

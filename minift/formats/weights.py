@@ -7,6 +7,7 @@ stored once. The names here are ours; families.py turns them into another librar
 import torch
 
 from minift.core.files import digest
+from minift.core.heads import LanguageModel
 from minift.errors import MiniftError
 from minift.methods.lora import find_lora
 
@@ -51,6 +52,24 @@ def fingerprint(model, skip=()):
         if name.startswith("body.") and name not in skip:
             body[name] = parameter
     return digest(body, {})
+
+
+def is_tied(model):
+    """Whether a model's output layer is its embedding."""
+    return isinstance(model, LanguageModel) and model.head.weight is model.body.embed.weight
+
+
+def check_shapes(tensors, shapes, where):
+    """MiniftError unless the tensors have exactly these names and shapes."""
+    missing = sorted(shapes.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - shapes.keys())
+    if missing or unexpected:
+        raise MiniftError(f"{where} does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]} "
+                          f"({len(missing)} and {len(unexpected)} in all)")
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise MiniftError(f"{where} was made for another model: {name} is {tuple(tensors[name].shape)}, "
+                              f"expected {tuple(shape)}")
 
 
 def check_finite(tensors, where):

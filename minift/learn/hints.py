@@ -57,10 +57,10 @@ HINTS = {
         "[0, 1, 2, 3, 1] ==": "the prompt is learned too: the mask was not used",
         "DID NOT RAISE": "zip() ends silently with the shorter list; compare the lengths first"},
     # real models
-    "test_halves_and_neighbours_are_inverse": {
+    "test_rows_are_put_right_and_back": {
         "[0.0, 2.0, 4": "the heads are mixed: each d_head rows are a head of their own",
         "[0.0, 1.0": "no row has moved: a reshape alone keeps the order, a transpose stands between two",
-        "neighbours(halves": "the way back instead of the way there: see a head's rows as (d_head / 2, 2), then swap"},
+        "permute_rows(unpermute_rows": "the way back instead of the way there: see a head's rows as (d_head / 2, 2), then swap"},
     # the transformer
     "test_rotary_turns_the_half_split_pairs": {
         "-1.14264": "the pairs are neighbours (0, 1), (2, 3); here the partner of i is i + E/2",

@@ -157,7 +157,7 @@ def smollm2():
         fields, _ = open_gguf(locate("smollm2"))
     except MiniftError as error:
         pytest.skip(str(error))
-    return fields, vocabulary.from_gguf(fields, "x.gguf")
+    return fields, vocabulary.read_gguf_tokenizer(fields, "x.gguf")
 
 
 def test_smollm2(smollm2, encode_chat=chat.encode_chat):

@@ -207,7 +207,7 @@ def smollm2():
     theirs = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)},
                                              [tuple(m.split(" ")) for m in fields["tokenizer.ggml.merges"]]))
     theirs.pre_tokenizer = pre_tokenizers.Sequence(CUTS["digits"])
-    return vocabulary.from_gguf(fields, "x.gguf"), theirs
+    return vocabulary.read_gguf_tokenizer(fields, "x.gguf"), theirs
 
 
 def need(name):

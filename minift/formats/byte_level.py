@@ -1,0 +1,60 @@
+"""How the files of byte-level BPE write tokens and merges, and how they become our Tokenizer's ranks and back.
+
+Two conventions (Radford et al. 2019, GPT-2). A token is bytes, but a file is text, so each byte is written as one
+character that prints. And a file lists the merges, in the order in which they were learned. Our ranks (bytes of a token
+-> id, tiktoken's form) have no such list: there, of all neighbours that can be merged, those are merged whose token has
+the lowest id. That is the same when ids follow the order of the merges, and `make_ranks` checks it.
+"""
+
+PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]             # bytes that print as themselves
+OTHERS = [byte for byte in range(256) if byte not in PRINTED]               # written as U+0100, U+0101, ...
+LETTERS = {byte: chr(byte) for byte in PRINTED} | {byte: chr(256 + i) for i, byte in enumerate(OTHERS)}
+BYTES = {letter: byte for byte, letter in LETTERS.items()}
+
+
+class Unreadable(Exception):
+    """A tokenizer that works in a way which minift does not have; the message says which."""
+
+
+def spell_token(token):
+    """The characters that stand for the bytes of a token."""
+    return "".join(LETTERS[byte] for byte in token)
+
+
+def make_ranks(vocab, merges, special, whole_pieces):
+    """bytes -> id of all tokens that are not special; Unreadable when the ids are not in the order of the merges.
+
+    vocab: token -> id. merges: pairs of tokens. whole_pieces: a piece of text that is a token is not cut further, so a
+    token needs no merge (tokenizer.json: ignore_merges).
+    """
+    merged = [vocab[left + right] for left, right in merges]
+    tokens = {token: i for token, i in vocab.items() if token not in special}
+    in_order = merged == sorted(merged)
+    made = set(merged)
+    reached = all(i in made for token, i in tokens.items() if len(token) > 1)
+    if not in_order or not (reached or whole_pieces):
+        raise Unreadable("its ids are not in the order of its merges")
+    try:
+        return {bytes(BYTES[letter] for letter in token): i for token, i in tokens.items()}
+    except KeyError as error:
+        raise Unreadable(f"its vocabulary is not one of bytes (it has {error})") from error
+
+
+def find_merges(ranks):
+    """Yield the merges that ranks imply, as pairs of spelled tokens, in the order of the ids.
+
+    For each token of several bytes: start from its single bytes, and merge as for any text, but only into tokens with
+    lower ids. When two parts are left, their merge makes the token. A token that is not reached so has no merge: it is
+    found as a whole piece of text, or never.
+    """
+    for token, limit in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [token[i:i + 1] for i in range(len(token))]
+        while len(parts) > 2:
+            joined = [left + right for left, right in zip(parts, parts[1:])]
+            found = [ranks.get(pair, limit) for pair in joined]
+            if min(found) >= limit:
+                break
+            i = found.index(min(found))                     # of equal pairs the first one
+            parts[i:i + 2] = [joined[i]]
+        if len(parts) == 2 and all(part in ranks for part in parts):
+            yield spell_token(parts[0]), spell_token(parts[1])
