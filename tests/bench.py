@@ -19,7 +19,8 @@ import torch
 from minift.core.generate import generate
 from minift.core.heads import LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer
 from minift.core.logprobs import make_reference
-from minift.core.train import make_optimizer, take_step
+from minift.core.step import make_optimizer
+from minift.core.train import take_step
 from minift.core.transformer import TransformerConfig
 from minift.evaluation.baselines import labelled_batches
 from minift.formats.checkpoint import load_model

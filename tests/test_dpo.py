@@ -9,7 +9,8 @@ import torch
 
 from minift.core.heads import LanguageModel
 from minift.core.logprobs import make_reference
-from minift.core.step import make_optimizer, take_step
+from minift.core.step import make_optimizer
+from minift.core.train import take_step
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
 from minift.evaluation import exact

@@ -9,7 +9,8 @@ import torch
 from minift.core import generate as sampler
 from minift.core.heads import TokenScorer
 from minift.core.logprobs import kl_estimate, make_reference, token_logprobs
-from minift.core.step import make_optimizer, take_step
+from minift.core.step import make_optimizer
+from minift.core.train import take_step
 from minift.errors import MiniftError
 from minift.evaluation import exact
 from minift.methods import dpo, ppo_loop, reward

@@ -22,7 +22,8 @@ from minift.learn import lesson as job
 ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "lessons").glob("*.ipynb"))
 EACH = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-TEACHING = ("core", "text", "methods", "formats", "evaluation", "ways", "world", "show", "learn")     # what lessons import from
+# The folders that lessons import from.
+TEACHING = ("core", "text", "methods", "formats", "evaluation", "ways", "world", "show", "learn")
 
 
 @cache

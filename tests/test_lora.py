@@ -11,7 +11,8 @@ from torch import nn
 from minift.core.files import read_tensors, write_tensors
 from minift.core.heads import LanguageModel, TokenScorer
 from minift.core.logprobs import token_logprobs
-from minift.core.train import make_optimizer, train
+from minift.core.step import make_optimizer
+from minift.core.train import train
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
 from minift.formats import adapter

@@ -17,6 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from minift.core import train as training
+from minift.core.resume import move_batch
+from minift.core.step import learning_rate, make_optimizer
 from minift.errors import MiniftError
 
 ROOT = Path(training.__file__).parents[2]
@@ -100,13 +102,13 @@ class One(nn.Module):
 # ---- schedule ----
 
 
-def test_learning_rate_follows_warmup_and_cosine(learning_rate=training.learning_rate):
+def test_learning_rate_follows_warmup_and_cosine(learning_rate=learning_rate):
     """Warm-up 4 of 10 steps, largest 1, smallest 0.1: steps 0, 2, 4, 7, 10, 11 have 0, 0.5, 1, 0.55, 0.1, 0.1."""
     rates = [learning_rate(step, lr=1.0, steps=10, warmup=4, min_lr=0.1) for step in (0, 2, 4, 7, 10, 11)]
     assert rates == pytest.approx([0, 0.5, 1, 0.55, 0.1, 0.1], abs=1e-9)
 
 
-def test_learning_rate_equals_torchs_cosine_after_the_warmup(learning_rate=training.learning_rate):
+def test_learning_rate_equals_torchs_cosine_after_the_warmup(learning_rate=learning_rate):
     """After the warm-up the rates are those of torch's CosineAnnealingLR."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20, eta_min=0.03)
@@ -117,7 +119,7 @@ def test_learning_rate_equals_torchs_cosine_after_the_warmup(learning_rate=train
         scheduler.step()
 
 
-def test_no_step_is_taken_at_a_rate_of_zero(train=training.train, learning_rate=training.learning_rate):
+def test_no_step_is_taken_at_a_rate_of_zero(train=training.train, learning_rate=learning_rate):
     """Step s of a run has the rate learning_rate(s), counted from 1: the first is not 0, and the last is the
     smallest."""
     _, history, _ = run(train, lr=0.1, warmup=4, min_lr=0.02)
@@ -129,7 +131,7 @@ def test_no_step_is_taken_at_a_rate_of_zero(train=training.train, learning_rate=
 # ---- optimizer ----
 
 
-def test_adamw_step_by_hand(make_optimizer=training.make_optimizer):
+def test_adamw_step_by_hand(make_optimizer=make_optimizer):
     """Weight 1, gradient 0.1, rate 1e-3, decay 0.01: 1 - 1e-3 * 0.01 - 1e-3 = 0.99899 after the first step."""
     model = One([[1.0]]).double()
     optimizer = make_optimizer(model, lr=1e-3, weight_decay=0.01)
@@ -138,7 +140,7 @@ def test_adamw_step_by_hand(make_optimizer=training.make_optimizer):
     assert model.p.item() == pytest.approx(0.99899, abs=1e-8)
 
 
-def test_decay_is_for_matrices_only(make_optimizer=training.make_optimizer):
+def test_decay_is_for_matrices_only(make_optimizer=make_optimizer):
     """With a gradient of zero matrices shrink by 1 - lr * weight_decay; biases and norms do not move."""
     model = make_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -151,7 +153,7 @@ def test_decay_is_for_matrices_only(make_optimizer=training.make_optimizer):
         torch.testing.assert_close(p.detach(), expected, rtol=0, atol=1e-7)
 
 
-def test_frozen_parameters_are_not_in_the_optimizer(make_optimizer=training.make_optimizer):
+def test_frozen_parameters_are_not_in_the_optimizer(make_optimizer=make_optimizer):
     """A frozen parameter does not decay, even when someone puts a gradient of zero on it."""
     model = make_model()
     model.embed.weight.requires_grad_(False)
@@ -164,7 +166,7 @@ def test_frozen_parameters_are_not_in_the_optimizer(make_optimizer=training.make
     assert all(p is not model.embed.weight for group in optimizer.param_groups for p in group["params"])
 
 
-def test_nothing_to_train_is_an_error(make_optimizer=training.make_optimizer):
+def test_nothing_to_train_is_an_error(make_optimizer=make_optimizer):
     """A model whose parameters are all frozen is refused with a sentence that says so."""
     with pytest.raises(MiniftError, match="nothing to train"):
         make_optimizer(make_model().requires_grad_(False), lr=0.1)
@@ -613,6 +615,73 @@ def test_bad_settings_are_refused(bad, train=training.train):
     assert torch.equal(model.out.weight, before)
 
 
+@pytest.mark.parametrize("bad", [{"lr": "1e-4"}, {"lr": float("inf")}, {"steps": 2.5}, {"steps": True},
+                                 {"min_lr": -1.0}, {"weight_decay": -0.1}, {"betas": (0.9, 1.5)}, {"save_every": -1},
+                                 {"eval_every": -1}, {"dtype": "half"}])
+def test_a_config_checks_itself(bad, TrainConfig=training.TrainConfig):
+    """A value of the wrong type, infinite or out of range is a MiniftError that names the setting."""
+    with pytest.raises(MiniftError, match=f"^{list(bad)[0]} is"):
+        TrainConfig(**{"steps": 2, "lr": 0.1} | bad)
+
+
+def test_a_config_and_keywords_are_the_same_run(train=training.train, TrainConfig=training.TrainConfig):
+    """train(config), train(**keywords) and keywords on top of a config give the same weights; a typo is named."""
+    settings = {"steps": 4, "lr": 0.05, "warmup": 2, "weight_decay": 0.3, "clip": 0.1, "progress": False}
+    runs = [(TrainConfig(**settings), {}), (None, settings),
+            (TrainConfig(**settings | {"lr": 9.0, "clip": None}), {"lr": 0.05, "clip": 0.1})]
+    models = []
+    for config, keywords in runs:
+        models.append(make_model())
+        train(models[-1], make_batches(), make_loss(models[-1]), config, **keywords)
+    assert same(models[0], models[1]) and same(models[0], models[2])
+    with pytest.raises(MiniftError, match="'learning_rate'"):
+        train(make_model(), make_batches(), print, steps=1, learning_rate=0.1)
+    with pytest.raises(MiniftError, match="needs lr"):
+        train(make_model(), make_batches(), print, steps=1)
+
+
+def test_every_setting_arrives(monkeypatch, train=training.train):
+    """Each setting of the optimizer and of the step reaches the function that uses it, at values of its own."""
+    made, taken = [], []
+    monkeypatch.setattr(training, "make_optimizer", lambda model, **given: made.append(given) or make_optimizer(
+        model, **given))
+    take_step = training.take_step
+    monkeypatch.setattr(training, "take_step", lambda optimizer, batches, loss_fn, **given: taken.append(
+        {**given, "batches": len(batches := list(batches))}) or take_step(optimizer, batches, loss_fn, **given))
+    model = make_model()
+    train(model, make_batches(), make_loss(model), steps=3, lr=0.04, warmup=2, min_lr=0.01, weight_decay=0.3,
+          betas=(0.8, 0.7), accumulate=2, clip=0.5, progress=False)
+    assert made == [{"lr": 0.04, "weight_decay": 0.3, "betas": (0.8, 0.7)}]
+    assert taken == [{"lr": lr, "clip": 0.5, "batches": 2} for lr in (0.02, 0.04, 0.01)]
+
+
+def test_the_defaults_that_matter(TrainConfig=training.TrainConfig):
+    """The recipe of GPT-3 and Llama: beta 2 of .95 follows a changing loss, decay .1, clip 1, decay to a tenth."""
+    config = TrainConfig(steps=100, lr=1e-3)
+    assert (config.betas, config.weight_decay, config.clip, config.accumulate) == ((0.9, 0.95), 0.1, 1.0, 1)
+    assert config.schedule() == {"lr": 1e-3, "steps": 100, "warmup": 5, "min_lr": pytest.approx(1e-4)}
+    defaults = make_optimizer(make_model(), lr=0.1).param_groups[0]
+    assert (defaults["betas"], defaults["eps"], defaults["weight_decay"]) == ((0.9, 0.95), 1e-8, 0.1)
+
+
+def test_another_machine_is_not_bit_equal_and_says_so(tmp_path, train=training.train):
+    """A state that other threads or instructions wrote is resumed with a warning; on the same machine without one."""
+    options = {"state_path": tmp_path / "state", "evaluate": None, "on_best": None}
+    with pytest.raises(KeyboardInterrupt):
+        run(train, stop_at=2, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(KeyboardInterrupt):
+            run(train, stop_at=2, resume=True, **options)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.warns(UserWarning, match=f"not be bit-equal.*written with {threads} threads"):
+            run(train, resume=True, **options)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_place_to_write_is_checked_before_training(tmp_path, train=training.train):
     """A state path below a file, or that is a folder, is refused before the first step, not after the last."""
     (tmp_path / "file").write_text("x")
@@ -633,7 +702,7 @@ def test_progress_bar_shows_name_and_loss(capsys, train=training.train):
     assert capsys.readouterr() == ("", "")
 
 
-def test_move_batch_moves_tensors_only(move_batch=training.move_batch):
+def test_move_batch_moves_tensors_only(move_batch=move_batch):
     """Tensors go to the device, other entries pass through; the given batch stays as it is."""
     batch = {"x": torch.zeros(2), "name": "a"}
     moved = move_batch(batch, torch.device("meta"))

@@ -9,7 +9,7 @@ from minift.cli.models import open_kind, pick_device
 from minift.cli.sampling import room_to_answer
 from minift.core.files import read_bytes
 from minift.core.heads import LanguageModel
-from minift.core.train import tqdm
+from minift.core.run import tqdm
 from minift.errors import MiniftError
 from minift.label.record import Record, sibling
 from minift.label.server import Server

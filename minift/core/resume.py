@@ -5,11 +5,7 @@ the optimizer's moments, the position in the data, the random numbers (dropout),
 Left out: frozen parameters, which training does not change (the caller loads the same base again).
 """
 
-import contextlib
-import signal
-import sys
 import tempfile
-import threading
 import warnings
 from pathlib import Path
 
@@ -51,8 +47,8 @@ class TrainingState:
             for key, value in moments.get(number, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
         counters = {"step": self.step, "n_batches": self.n_batches, "first_epoch": self.first_epoch, "best": self.best}
-        write_tensors(path, tensors,
-                      {"kind": FORMAT, **counters, "settings": self.settings, "history": self.history})
+        write_tensors(path, tensors, {"kind": FORMAT, **counters, "settings": self.settings,
+                                      "machine": machine_record(), "history": self.history})
 
     def load(self, path):
         """Take over the state in `path`: weights, moments, counters, the data's position, the random numbers last.
@@ -85,6 +81,12 @@ class TrainingState:
             if saved["settings"].get(key) != value:
                 warnings.warn(f"resuming with {key}={value}, but {path} was written with {saved['settings'].get(key)}",
                               stacklevel=4)
+        here = machine_record()
+        # States of older versions hold no record of the machine.
+        there = saved.get("machine", here)
+        if there != here:
+            warnings.warn(f"the resumed run will not be bit-equal to one that was never stopped: {path} was written "
+                          f"with {describe(there)}, this run has {describe(here)}", stacklevel=4)
 
     def _load_moments(self, tensors):
         numbers = {name: number for number, name in enumerate(self.parameters())}
@@ -102,6 +104,15 @@ class TrainingState:
         self.stream, self.n_batches = endless(self.batches), n_batches
         for _ in range(n_batches):
             next(self.stream)
+
+
+def machine_record():
+    """What the last bits of a run depend on besides its seed: the number of threads and the instruction set."""
+    return {"threads": torch.get_num_threads(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def describe(machine):
+    return f"{machine['threads']} threads and CPU capability {machine['cpu_capability']}"
 
 
 def check_writable(path):
@@ -156,27 +167,3 @@ def set_random_state(state, device):
         torch.cuda.set_rng_state(state["random.cuda"], device)
     if device.type == "mps" and "random.mps" in state:
         torch.mps.set_rng_state(state["random.mps"])
-
-
-class CtrlC:
-    """While it is open, the first Ctrl-C only sets `.asked`, so that the step is finished; the second stops at once."""
-
-    def __enter__(self):
-        self.asked = False
-        self.in_main_thread = threading.current_thread() is threading.main_thread()    # others may not set handlers
-        if self.in_main_thread:
-            self.previous = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def _handle(self, signal_number, frame):
-        if self.asked:
-            raise KeyboardInterrupt("stopped at once by a second Ctrl-C")
-        self.asked = True
-        with contextlib.suppress(RuntimeError):                     # stderr may be in the middle of another write
-            print("\nCtrl-C: stopping after this step; press it again to stop at once", file=sys.stderr)
-
-    def __exit__(self, kind, error, traceback):
-        if self.in_main_thread:
-            signal.signal(signal.SIGINT, self.previous or signal.default_int_handler)
-        if self.asked and kind is None:
-            raise KeyboardInterrupt("stopped after the last step")

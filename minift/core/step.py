@@ -1,4 +1,4 @@
-"""One optimizer step: how large, over which parameters, and from which gradients.
+"""The parts of an optimizer step: the learning rate, the optimizer, the gradient's reduction, the means of metrics.
 
 AdamW: Loshchilov and Hutter 2019, algorithm 2. Cosine decay: Loshchilov and Hutter 2017, eq. 5. Clipping by the global
 norm: Pascanu et al. 2013, algorithm 1. Left out: gradient scaling for float16 (bfloat16 needs none), several processes.
@@ -44,49 +44,24 @@ def make_optimizer(model, *, lr, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8):
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=fused)
 
 
-def take_step(optimizer, batches, loss_fn, *, lr, clip=1.0):
-    """One optimizer step on the micro-batches of `batches`, as if they were one big batch.
-
-    Each loss is a mean over its own n_tokens, so it counts n_tokens times; the sum is divided by all tokens once.
-    lr: the rate of this step. clip: largest global gradient norm, None for no clipping.
-    Returns the token-weighted means of the scalar metrics, with loss, lr, grad_norm (before clipping) and n_tokens;
-    a step without any token changes nothing and has skipped=True.
-    Raises MiniftError, with the weights unchanged, when the loss or its gradient is not finite or reaches no parameter.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    means, n_tokens = WeightedMeans(), 0
-    for batch in batches:
-        loss, metrics = loss_fn(batch)
-        n = _count_tokens(metrics)
-        if n == 0:
-            continue
-        _check_loss(loss)
-        (loss * n).backward()
-        n_tokens += n
-        means.add({**metrics, "loss": loss}, weight=n)
-    if n_tokens == 0:
-        return {"loss": 0.0, "lr": lr, "grad_norm": 0.0, "n_tokens": 0, "skipped": True}
-
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not parameters:
-        raise MiniftError(NO_GRADIENT)
-    reduce_gradients(parameters, n_tokens)
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip))
-    if not math.isfinite(grad_norm):
-        raise MiniftError(f"the gradient norm is {grad_norm}; no step was taken, the weights are unchanged; {REMEDY}")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    return {**means.result(), "lr": lr, "grad_norm": grad_norm, "n_tokens": n_tokens}
-
-
-def reduce_gradients(parameters, n_tokens):
-    """Turn sums over tokens into the mean over all tokens of the step.
+def reduce_gradients(optimizer, n_tokens, clip):
+    """Turn gradients summed over tokens into those of the mean over all tokens, and clip them. Returns their norm.
 
     This is the ONE place where gradients are reduced. Several processes would sum gradients and n_tokens over all here.
+    Raises MiniftError when no parameter has a gradient, or when the norm is not finite.
     """
+    parameters = []
+    for group in optimizer.param_groups:
+        parameters += [p for p in group["params"] if p.grad is not None]
+    if not parameters:
+        raise MiniftError(NO_GRADIENT)
     for parameter in parameters:
         parameter.grad.div_(n_tokens)
+    largest = math.inf if clip is None else clip
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, largest))
+    if not math.isfinite(norm):
+        raise MiniftError(f"the gradient norm is {norm}; no step was taken, the weights are unchanged; {REMEDY}")
+    return norm
 
 
 class WeightedMeans:
@@ -106,13 +81,15 @@ class WeightedMeans:
         return {name: total / self.weights[name] for name, total in self.sums.items() if name != "n_tokens"}
 
 
-def _count_tokens(metrics):
+def count_tokens(metrics):
+    """metrics["n_tokens"], the number of items that a loss is the mean of; MiniftError when it is not there."""
     if not isinstance(metrics, dict) or "n_tokens" not in metrics:
         raise MiniftError('loss_fn must return (loss, metrics) with metrics["n_tokens"], the number of items averaged')
     return int(metrics["n_tokens"])
 
 
-def _check_loss(loss):
+def check_loss(loss):
+    """MiniftError unless the loss is one finite number that depends on a trainable parameter."""
     if loss.numel() != 1:
         raise MiniftError(f"the loss has shape {tuple(loss.shape)}; expected one number, the mean over n_tokens items")
     if not loss.requires_grad:

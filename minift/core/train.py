@@ -1,107 +1,206 @@
 """One loop for every method on fixed data: a method is a loss.
 
-`train` asks `loss_fn(batch)` for (loss, metrics), where the loss is a mean over metrics["n_tokens"] items (tokens, rows
-or pairs), and does the rest: schedule, accumulation, evaluation, a history, a state to resume from, a clean Ctrl-C.
-The step is in `core.step`, the state in `core.resume`. PPO makes its own data; its loop shares `take_step`.
+`train` asks `loss_fn(batch)` for (loss, metrics). The loss is a mean over metrics["n_tokens"] items: tokens, rows or
+pairs. PPO makes its own data, so it has its own loop (methods/ppo_loop.py), which shares `take_step` and `Run`.
 Left out: early stopping (on_best keeps the best model), several processes.
 """
 
-import json
 import math
 import warnings
+from dataclasses import dataclass, fields, replace
 
 import torch
 
-from minift.core.files import write_text
 from minift.core.logprobs import eval_mode
-from minift.core.resume import CtrlC, TrainingState, check_writable, move_batch, random_state, set_random_state
-from minift.core.step import learning_rate, make_optimizer, take_step
+from minift.core.resume import TrainingState, random_state, set_random_state
+from minift.core.run import Run
+from minift.core.settings import check_number, check_whole
+from minift.core.step import WeightedMeans, check_loss, count_tokens, learning_rate, make_optimizer, reduce_gradients
 from minift.errors import MiniftError
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")    # in a notebook without ipywidgets tqdm.auto warns, then takes the plain bar
-    from tqdm.auto import tqdm
 
-__all__ = ["learning_rate", "make_optimizer", "move_batch", "take_step", "train"]
+@dataclass(frozen=True)
+class TrainConfig:
+    """What steers a training run. It checks itself: MiniftError for a value that cannot work."""
+
+    # Optimizer steps in all.
+    steps: int
+    # The highest learning rate, reached after the warm-up.
+    lr: float
+    # Steps in which the learning rate rises from 0; None: a twentieth of all steps.
+    warmup: int | None = None
+    # The learning rate of the last step, at the end of a half cosine; None: lr / 10.
+    min_lr: float | None = None
+    # AdamW's decay of the weight matrices, per step and per unit of learning rate.
+    weight_decay: float = 0.1
+    # AdamW's decay rates of the mean gradient and of the mean squared gradient, per step.
+    betas: tuple[float, float] = (0.9, 0.95)
+    # Batches in one step; their tokens count alike, as in one big batch.
+    accumulate: int = 1
+    # The largest norm of the whole gradient; None: no clipping.
+    clip: float | None = 1.0
+    # Steps from one evaluation to the next; 0: only after the last step.
+    eval_every: int = 0
+    # The file of the training state; None: nothing is saved.
+    state_path: str | None = None
+    # Steps from one save of the state to the next; 0: only after the last step and at Ctrl-C.
+    save_every: int = 0
+    # Whether to go on from the state in state_path.
+    resume: bool = False
+    # A file for the history as JSON lines, written as it grows; None: none.
+    metrics_path: str | None = None
+    # Where to train, such as "cuda"; None: where the model is.
+    device: str | None = None
+    # The type of the matrix products: "float32", or "bfloat16" on a GPU.
+    dtype: str = "float32"
+    # What the progress bar is called.
+    name: str = "train"
+    # Whether there is a progress bar.
+    progress: bool = True
+
+    def __post_init__(self):
+        for name in ("steps", "accumulate"):
+            check_whole(name, getattr(self, name), least=1)
+        for name in ("eval_every", "save_every"):
+            check_whole(name, getattr(self, name), least=0)
+        check_number("lr", self.lr, above=0)
+        check_number("weight_decay", self.weight_decay, least=0)
+        for beta in self.betas:
+            check_number("betas", beta, least=0, most=1)
+        if self.warmup is not None:
+            check_whole("warmup", self.warmup, least=0)
+        if self.min_lr is not None:
+            check_number("min_lr", self.min_lr, least=0)
+        if self.clip is not None:
+            check_number("clip", self.clip, above=0)
+        if self.dtype not in ("float32", "bfloat16"):
+            raise MiniftError(f"dtype is {self.dtype!r}; expected 'float32' or 'bfloat16'")
+
+    def schedule(self):
+        """The arguments of `learning_rate`, with the defaults filled in."""
+        warmup = max(1, self.steps // 20) if self.warmup is None else self.warmup
+        min_lr = 0.1 * self.lr if self.min_lr is None else self.min_lr
+        return {"lr": self.lr, "steps": self.steps, "warmup": warmup, "min_lr": min_lr}
 
 
-def train(model, batches, loss_fn, *, steps, lr, warmup=None, min_lr=None, weight_decay=0.1, betas=(0.9, 0.95),
-          accumulate=1, clip=1.0, evaluate=None, eval_every=0, on_best=None, state_path=None, save_every=0,
-          resume=False, metrics_path=None, device=None, dtype="float32", name="train", progress=True):
-    """Train `model` for `steps` steps of `accumulate` batches each; returns the history, a list of dicts, one a step.
+def train(model, batches, loss_fn, config=None, *, evaluate=None, on_best=None, **settings):
+    """Train `model` for config.steps steps. Returns the history, a list of dicts, one for each step.
 
     batches: re-iterable of dicts of tensors; every new iter() is an epoch, ordered by the iterable's own seed.
-    loss_fn(batch) -> (loss, metrics). warmup: steps, default steps // 20. min_lr: default lr / 10.
-    evaluate() -> dict, every `eval_every` steps and after the last; on_best(row) whenever its "valid_loss" improves.
-    state_path: file of the training state, written every `save_every` steps, after the last and at Ctrl-C; resume=True
-    goes on from it bit for bit. metrics_path: the history as JSON lines, as it grows. device=None: where the model is.
+    loss_fn(batch) -> (loss, metrics). config: a TrainConfig; settings: its fields as keywords (steps=100, lr=1e-3).
+    evaluate() -> dict of numbers, called when an evaluation is due. on_best(row): called when "valid_loss" improves.
     """
-    # 1. Refuse bad settings before anything is touched.
-    _check_settings(steps, lr, warmup, accumulate, clip, dtype)
-    warmup = max(1, steps // 20) if warmup is None else warmup
-    schedule = {"lr": lr, "steps": steps, "warmup": warmup, "min_lr": 0.1 * lr if min_lr is None else min_lr}
-    device = _place(model, device, dtype)
-    loss_fn = _autocast(loss_fn, device, dtype)
+    config = make_config(config, settings)
+    device = place_model(model, config)
+    loss_fn = in_dtype(loss_fn, config.dtype, device)
+    optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
+    state = TrainingState(model, optimizer, batches, device, recorded_settings(config))
+    run = Run(state, config.steps, name=config.name, state_path=config.state_path, save_every=config.save_every,
+              resume=config.resume, metrics_path=config.metrics_path, progress=config.progress)
 
-    # 2. Start, or go on where a state was saved.
-    optimizer = make_optimizer(model, lr=lr, weight_decay=weight_decay, betas=betas)
-    settings = {**schedule, "weight_decay": weight_decay, "betas": list(betas), "accumulate": accumulate, "clip": clip}
-    state = TrainingState(model, optimizer, batches, device, settings)
-    _start(state, state_path, resume, metrics_path)
-
-    # 3. Step, evaluate, save, until it is done or Ctrl-C asks to stop.
-    bar = tqdm(total=steps, initial=state.step, desc=name, disable=not progress, mininterval=0.5)
-    with eval_mode(model), CtrlC() as ctrl_c, bar:        # eval_mode gives each module its own mode back at the end
-        while state.step < steps:
-            row = _step(state, loss_fn, schedule, accumulate, clip)
-            if evaluate and _due(state.step, eval_every, steps):
-                _evaluate(state, row, evaluate, on_best)
-            _report(bar, state.history, metrics_path)
-            stop = ctrl_c.asked
-            if state_path and (stop or _due(state.step, save_every, steps)):
-                state.save(state_path)
-            if stop:
-                raise KeyboardInterrupt(f"stopped after step {state.step} of {steps}")
-    _check_learned(state)
+    # eval_mode gives each module its own mode back at the end.
+    with eval_mode(model), run:
+        for step in run:
+            model.train()
+            lr = learning_rate(step, **config.schedule())
+            micro_batches = (state.next_batch() for _ in range(config.accumulate))
+            try:
+                metrics = take_step(optimizer, micro_batches, loss_fn, lr=lr, clip=config.clip)
+            except MiniftError as error:
+                raise MiniftError(f"step {step} (batch {state.n_batches}): {error}") from error
+            warn_untrained(state, metrics)
+            row = {"step": step, **metrics}
+            if evaluate and run.is_due(step, config.eval_every):
+                add_evaluation(row, state, evaluate, on_best)
+            run.record(row, **shown_numbers(row, state.history))
+    check_learned(state.history)
     return state.history
 
 
-def _start(state, state_path, resume, metrics_path):
-    """Load the saved state when resuming; begin the metrics with its rows, which drops those that came after it."""
-    if resume:
-        state.load(state_path)
-    if state_path is not None:
-        check_writable(state_path)
-    if metrics_path is not None:
-        write_text(metrics_path, "".join(json.dumps(row) + "\n" for row in state.history))
+def take_step(optimizer, batches, loss_fn, *, lr, clip=1.0):
+    """One optimizer step on the micro-batches of `batches`, as if they were one big batch.
+
+    Each loss is a mean over its own n_tokens, so it counts n_tokens times; the sum is divided by all tokens once.
+    lr: the learning rate of this step. clip: largest norm of the whole gradient, None for no clipping.
+    Returns the token-weighted means of the scalar metrics, with loss, lr, grad_norm (before clipping) and n_tokens;
+    a step without any token changes nothing and has skipped=True.
+    Raises MiniftError, with the weights unchanged, when the loss or its gradient is not finite or reaches no parameter.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    means, n_tokens = WeightedMeans(), 0
+    for batch in batches:
+        loss, metrics = loss_fn(batch)                  # forward
+        n = count_tokens(metrics)
+        if n == 0:
+            continue
+        check_loss(loss)
+        (loss * n).backward()                           # backward
+        n_tokens += n
+        means.add({**metrics, "loss": loss}, weight=n)
+    if n_tokens == 0:
+        return {"loss": 0.0, "lr": lr, "grad_norm": 0.0, "n_tokens": 0, "skipped": True}
+
+    grad_norm = reduce_gradients(optimizer, n_tokens, clip)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()                                    # step
+    return {**means.result(), "lr": lr, "grad_norm": grad_norm, "n_tokens": n_tokens}
 
 
-def _step(state, loss_fn, schedule, accumulate, clip):
-    """Take the next step and append its row to the history; an error gets the number of the step in front."""
-    state.model.train()
-    number = state.step + 1
-    lr = learning_rate(number, **schedule)
-    batches = (state.next_batch() for _ in range(accumulate))
-    try:
-        metrics = take_step(state.optimizer, batches, loss_fn, lr=lr, clip=clip)
-    except MiniftError as error:
-        raise MiniftError(f"step {number} (batch {state.n_batches}): {error}") from error
-    _warn_untrained(state, metrics)
-    state.step = number
-    row = {"step": number, **metrics}
-    state.history.append(row)
-    return row
+def make_config(config, settings):
+    """The TrainConfig from what `train` was given. Raises MiniftError for a keyword that it does not have."""
+    known = {field.name for field in fields(TrainConfig)}
+    unknown = sorted(settings.keys() - known)
+    if unknown:
+        raise MiniftError(f"train has no setting {unknown[0]!r}; the settings are {', '.join(sorted(known))}")
+    if config is not None:
+        return replace(config, **settings)
+    missing = [name for name in ("steps", "lr") if name not in settings]
+    if missing:
+        raise MiniftError(f"train needs {' and '.join(missing)}, or a TrainConfig")
+    return TrainConfig(**settings)
 
 
-def _evaluate(state, row, evaluate, on_best):
-    """Add evaluate()'s numbers to the row; evaluating neither trains nor moves the random numbers of the training."""
+def recorded_settings(config):
+    """The settings that a resumed run must share with the run that was stopped."""
+    return {**config.schedule(), "weight_decay": config.weight_decay, "betas": list(config.betas),
+            "accumulate": config.accumulate, "clip": config.clip}
+
+
+def place_model(model, config):
+    """Move the model to config.device when one is given. Returns the device on which it is."""
+    if config.device is not None:
+        try:
+            model.to(config.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise MiniftError(f"cannot use device {str(config.device)!r} ({reason}); use 'cpu'") from error
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    if config.dtype == "bfloat16" and device.type != "cuda":
+        raise MiniftError(f"bfloat16 is slower than float32 on {device.type}: use dtype='float32', or a CUDA device")
+    return device
+
+
+def in_dtype(loss_fn, dtype, device):
+    """The loss with its matrix products in `dtype`; weights, gradients and sums stay float32."""
+    def cast_loss_fn(batch):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            return loss_fn(batch)
+    return cast_loss_fn if dtype == "bfloat16" else loss_fn
+
+
+def add_evaluation(row, state, evaluate, on_best):
+    """Add evaluate()'s numbers to the row. It neither trains nor moves the random numbers of the training."""
     random = random_state(state.device)
     with eval_mode(state.model), torch.no_grad():
         result = evaluate()
     if not isinstance(result, dict):
         raise MiniftError(f'evaluate() must return a dict such as {{"valid_loss": 1.2}}; got {type(result).__name__}')
-    row.update({name: value.item() if hasattr(value, "item") else value for name, value in result.items()})
+    for name, value in result.items():
+        row[name] = value.item() if hasattr(value, "item") else value
     set_random_state(random, state.device)
+
     loss = row.get("valid_loss")
     if loss is None and on_best is not None:
         raise MiniftError('on_best needs evaluate() to return a dict with "valid_loss"')
@@ -111,71 +210,31 @@ def _evaluate(state, row, evaluate, on_best):
             on_best(row)
 
 
-def _due(step, every, steps):
-    return step == steps or (every > 0 and step % every == 0)
-
-
-def _check_settings(steps, lr, warmup, accumulate, clip, dtype):
-    for name, value in {"steps": steps, "accumulate": accumulate}.items():
-        if value < 1:
-            raise MiniftError(f"{name} must be at least 1, got {value}")
-    if not 0 < lr < math.inf:
-        raise MiniftError(f"lr must be a positive number, got {lr}")
-    if warmup is not None and warmup < 0:
-        raise MiniftError(f"warmup must be 0 or more steps, got {warmup}")
-    if clip is not None and not clip > 0:
-        raise MiniftError(f"clip must be positive, or None for no clipping, got {clip}")
-    if dtype not in ("float32", "bfloat16"):
-        raise MiniftError(f"dtype must be 'float32' or 'bfloat16', got {dtype!r}")
-
-
-def _place(model, device, dtype):
-    """Move the model to `device` when one is given; returns the device on which it is."""
-    if device is not None:
-        try:
-            model.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise MiniftError(f"cannot use device {str(device)!r} ({str(error).splitlines()[0]}); use 'cpu'") from error
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    if dtype == "bfloat16" and device.type != "cuda":
-        raise MiniftError(f"bfloat16 is slower than float32 on {device.type}: use dtype='float32', or a CUDA device")
-    return device
-
-
-def _autocast(loss_fn, device, dtype):
-    """The loss with its matrix products in bfloat16 where asked for; weights, gradients and sums stay float32."""
-    def cast_loss_fn(batch):
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            return loss_fn(batch)
-    return cast_loss_fn if dtype == "bfloat16" else loss_fn
-
-
-def _warn_untrained(state, metrics):
+def warn_untrained(state, metrics):
     """Once a run, after its first real step: name the trainable parameters that the loss does not reach."""
     if state.checked_gradients or metrics.get("skipped"):
         return
     state.checked_gradients = True
     missing = [name for name, parameter in state.parameters().items() if parameter.grad is None]
     if missing:
+        more = ", ..." if len(missing) > 4 else ""
         warnings.warn(f"{len(missing)} trainable parameters received no gradient, so they are not being trained: "
-                      f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}", stacklevel=4)
+                      f"{', '.join(missing[:4])}{more}", stacklevel=3)
 
 
-def _check_learned(state):
-    if all(row.get("skipped") for row in state.history):
+def check_learned(history):
+    """Count the steps without a token to learn in a warning. MiniftError when no step had one."""
+    n_skipped = sum(row.get("skipped", False) for row in history)
+    if n_skipped == len(history):
         raise MiniftError("nothing was learned: no batch held a single token to learn (every label is -100)")
-    n_skipped = sum(row.get("skipped", False) for row in state.history)
     if n_skipped:
-        warnings.warn(f"{n_skipped} of {state.step} steps were skipped: their batches held no token to learn",
+        warnings.warn(f"{n_skipped} of {len(history)} steps were skipped: their batches held no token to learn",
                       stacklevel=3)
 
 
-def _report(bar, history, metrics_path):
-    """Append the newest row to the metrics file, and move the bar on, with the mean loss of the last 20 steps."""
-    if metrics_path is not None:
-        with open(metrics_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(history[-1]) + "\n")
-    recent = [row["loss"] for row in history[-20:] if not row.get("skipped")]
-    if recent:
-        bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", lr=f"{history[-1]['lr']:.1e}", refresh=False)
-    bar.update()
+def shown_numbers(row, history):
+    """What the progress bar shows: the mean loss of the last 20 steps, and the learning rate."""
+    losses = [one["loss"] for one in [*history[-19:], row] if not one.get("skipped")]
+    if not losses:
+        return {}
+    return {"loss": f"{sum(losses) / len(losses):.4f}", "lr": f"{row['lr']:.1e}"}

@@ -18,7 +18,7 @@ import torch
 
 from minift.core.files import digest, read_json, write_json
 from minift.core.logprobs import eval_mode, masked_mean, masked_sum, response_logprobs
-from minift.core.train import tqdm
+from minift.core.run import tqdm
 from minift.errors import MiniftError
 
 PASSAGE = 20        # two rows share a line of so many words only if one was made from the other

@@ -14,7 +14,7 @@ import regex
 import torch
 
 from minift.core.logprobs import IGNORE_INDEX, response_logprobs
-from minift.core.train import move_batch
+from minift.core.resume import move_batch
 from minift.errors import MiniftError
 
 

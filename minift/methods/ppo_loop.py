@@ -14,9 +14,10 @@ from torch import nn
 
 from minift.core import logprobs as lp
 from minift.core.generate import generate, left_pad
-from minift.core.resume import CtrlC, TrainingState, check_writable
-from minift.core.step import make_optimizer, take_step
-from minift.core.train import tqdm
+from minift.core.resume import TrainingState
+from minift.core.run import Run
+from minift.core.step import make_optimizer
+from minift.core.train import take_step
 from minift.errors import MiniftError
 from minift.methods.ppo import AdaptiveKL, explained_variance, gae, policy_loss, token_rewards, value_loss
 
@@ -71,32 +72,22 @@ def train_ppo(policy, reference, value_model, reward_fn, prompts, config, *, ite
     optimizer = make_optimizer(models, lr=config.lr, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-5)
     settings = {**asdict(config), "iterations": iterations, "batch_size": batch_size, "seed": seed}
     state = TrainingState(models, optimizer, (), device, settings)
-    if resume:
-        state.load(state_path)
-    if state_path:
-        check_writable(state_path)
-    beta, start = state.history[-1]["next_beta"] if state.history else config.beta, state.step
+    run = Run(state, iterations, name="ppo", unit="iteration", state_path=state_path, save_every=save_every,
+              resume=resume, progress=progress)
+    beta, first = state.history[-1]["next_beta"] if state.history else config.beta, state.step + 1
     controller = AdaptiveKL(beta, config.target_kl, config.kl_horizon)
-    bar = tqdm(total=iterations, initial=start, desc="ppo", disable=not progress)
 
-    with lp.eval_mode(models), CtrlC() as ctrl_c, bar:     # no dropout: the ratio must be 1 before the first update
-        while state.step < iterations:
+    # No dropout: the ratio must be 1 before the first update.
+    with lp.eval_mode(models), run:
+        for number in run:
             row = ppo_iteration(policy, reference, value_model, reward_fn, optimizer,
-                                draw_prompts(prompts, batch_size, state.step, seed), config, beta=controller.beta,
-                                lr=config.lr * (1 - state.step / iterations), eos_id=eos_id, pad_id=pad_id, seed=seed,
-                                iteration=state.step, check_reference=state.step == start)
+                                draw_prompts(prompts, batch_size, number - 1, seed), config, beta=controller.beta,
+                                lr=config.lr * (1 - (number - 1) / iterations), eos_id=eos_id, pad_id=pad_id,
+                                seed=seed, iteration=number - 1, check_reference=number == first)
             row["next_beta"] = controller.update(row["kl"], batch_size) if config.target_kl else controller.beta
-            state.history.append(row)
-            state.step += 1
-            stop = ctrl_c.asked
-            if state_path and (stop or state.step == iterations or (save_every and state.step % save_every == 0)):
-                state.save(state_path)
-            bar.update()
-            bar.set_postfix(score=f"{row['score']:.3f}", kl=f"{row['kl']:.3f}")
+            run.record(row, score=f"{row['score']:.3f}", kl=f"{row['kl']:.3f}")
             if on_iteration is not None:
                 on_iteration(row)
-            if stop:
-                raise KeyboardInterrupt(f"stopped after iteration {state.step} of {iterations}")
     return state.history
 
 

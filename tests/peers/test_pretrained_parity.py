@@ -142,7 +142,8 @@ def test_saved_as_bfloat16(tmp_path, load_pretrained=pretrained.load_pretrained)
     ({"hidden_act": "gelu"}, "hidden_act"), ({"attention_bias": True}, "attention_bias"), ({"head_dim": 8}, "head_dim"),
     ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"), ({"model_type": "mistral"}, "mistral"),
     ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
-    ({"num_hidden_layers": 2}, "not use"), ({"num_hidden_layers": 4}, "no tensor"), ({"intermediate_size": 40}, "shape"),
+    ({"num_hidden_layers": 2}, "not use"), ({"num_hidden_layers": 4}, "no tensor"),
+    ({"intermediate_size": 40}, "shape"),
     ({"quantization_config": {"bits": 4}}, "quantization_config"), ({"num_attention_heads": 0}, "config.json"),
 ])
 def test_what_is_not_ours_is_refused_by_name(tmp_path, change, says, load_pretrained=pretrained.load_pretrained):
