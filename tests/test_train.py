@@ -713,8 +713,9 @@ def test_move_batch_moves_tensors_only(move_batch=move_batch):
 
 
 def start_python(what, folder):
+    """This file in another process, with as many threads as here: other numbers of threads may round differently."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, what, str(folder)]
+    command = [sys.executable, __file__, what, str(folder), str(torch.get_num_threads())]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -732,9 +733,9 @@ def training_state(path):
     return read_tensors(path)
 
 
-def main(what, folder):
+def main(what, folder, threads):
     folder = Path(folder)
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(threads))
     if what == "resume":
         model, history, best = run(state_path=folder / "state", resume=True)
         torch.save(model.state_dict(), folder / "weights.pt")
