@@ -19,7 +19,8 @@ def main(argv=None):
     """Do what the command says; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")        # a Windows console has few characters; better "?" than a crash
+            # A Windows console has few characters; better "?" than a crash.
+            stream.reconfigure(errors="replace")
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
         try:
@@ -29,7 +30,8 @@ def main(argv=None):
             return complain(error, 2)
         except KeyboardInterrupt as error:
             return complain(str(error) or "stopped", 130)
-        except BrokenPipeError:                         # the reader of our output has gone, as in `... | head`
+        # The reader of our output has gone, as in `... | head`
+        except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except RuntimeError as error:

@@ -32,7 +32,8 @@ from minift.text.batches import collate
 
 USED_BY = {"messages": "sft, evaluate", "completion": "sft, evaluate, ppo", "pair": "reward, dpo, evaluate, ppo",
            "prompt": "ppo, generate", "text": "pretrain, evaluate, ppo"}
-HIDDEN = 7          # for the estimate, an encoder is asked for every 7th token: 15 % of them, as mlm does
+# For the estimate, an encoder is asked for every 7th token: 15 % of them, as mlm does.
+HIDDEN = 7
 GREEN, GREY, PLAIN = "\x1b[1;32m", "\x1b[90m", "\x1b[0m"
 PROBLEMS_SHOWN = 20
 
@@ -158,10 +159,12 @@ def estimate(model, tokenizer, sequences, batch_size):
     if encoder:
         hidden = torch.arange(batch["labels"].shape[1], device=device) % HIDDEN == 1
         batch["labels"] = batch["labels"].masked_fill(~hidden, IGNORE_INDEX)
-    for _ in range(2):      # the first step only warms up
+    # The first step only warms up.
+    for _ in range(2):
         start = time.perf_counter()
         loss_fn(batch)[0].backward()
-        next(model.parameters()).grad.sum().item()      # waits for an accelerator
+        # Waits for an accelerator.
+        next(model.parameters()).grad.sum().item()
         seconds = time.perf_counter() - start
     total, speed = sum(map(len, sequences)), sum(map(len, part)) / seconds
     print(f"one epoch{' (mlm, or classify --full)' * encoder} of {total:,} tokens: about {total / speed:,.0f} s "

@@ -8,7 +8,8 @@ from collections import Counter
 
 from minift.errors import MiniftError
 
-SHOWN = 12      # classes of a confusion matrix that is printed; a larger one stands in run.json
+# Classes of a confusion matrix that is printed; a larger one stands in run.json.
+SHOWN = 12
 
 
 def class_names(data, held_out):

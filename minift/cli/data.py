@@ -16,15 +16,18 @@ from minift.core.files import read_bytes
 from minift.errors import MiniftError
 from minift.text.jsonl import parse_line
 
-FORMS = {       # form -> the keys that make it; a row is of the first form that is of use and whose keys it has
+# Form -> the keys that make it; a row is of the first form that is of use and whose keys it has.
+FORMS = {
     "messages": ("messages",),
     "pair": ("prompt", "chosen", "rejected"),
     "completion": ("prompt", "completion"),
     "prompt": ("prompt",),
-    "label": ("text", "label"),         # and, where there is a second text, "text_pair"
+    # And, where there is a second text, "text_pair"
+    "label": ("text", "label"),
     "text": ("text",),
 }
-TYPES = {       # of the values that may be something else than a string
+# Of the values that may be something else than a string.
+TYPES = {
     "messages": (list, "a list"), "prompt": ((str, list), "a string or a list of messages"),
     "label": ((str, int), "a string or a whole number, since a label is a name"),
 }
@@ -35,8 +38,10 @@ PLAIN_TEXT = (".txt", ".md", ".markdown")
 class Row:
     """One row of a data file; a plain text file is one row of the form "text"."""
 
-    where: str      # "PATH:LINE", for errors
-    form: str       # a key of FORMS
+    # "PATH:LINE", for errors.
+    where: str
+    # A key of FORMS.
+    form: str
     values: dict
 
     def key(self):
@@ -93,7 +98,8 @@ def is_plain(path):
 def split(path):
     """(PATH:LINE, bytes) of each line that is not blank; a plain text file is one piece."""
     data = read_bytes(path).removeprefix(codecs.BOM_UTF8)
-    pieces = [data] if is_plain(path) else data.split(b"\n")        # bytes: U+2028 inside a string ends no line
+    # Bytes: U+2028 inside a string ends no line.
+    pieces = [data] if is_plain(path) else data.split(b"\n")
     return [(f"{path}:{number}", piece) for number, piece in enumerate(pieces, start=1) if piece.strip()]
 
 

@@ -25,7 +25,8 @@ from minift.methods.classify import PROBE, freeze, make_classification_loss, tra
 from minift.methods.mlm import Masked, letters_of, make_mlm_loss
 from minift.text.segments import collate_ids, collate_labelled
 
-OF_A_TRAINING = ("--epochs", "--accumulate", "--eval-every", "--dtype")      # the probe has no use for them
+# The probe has no use for them.
+OF_A_TRAINING = ("--epochs", "--accumulate", "--eval-every", "--dtype")
 
 
 def mlm(options):

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from minift.cli.data import Row, find_files, read_rows, sha256
 from minift.errors import MiniftError
 
-ENOUGH_TO_SPLIT = 20        # different prompts or texts; of fewer, a tenth would say nothing
+# Different prompts or texts; of fewer, a tenth would say nothing.
+ENOUGH_TO_SPLIT = 20
 
 
 @dataclass
@@ -33,10 +34,14 @@ class Data:
     """Examples to learn from and to validate on, and where they came from."""
 
     train: list
-    valid: list             # empty: nothing to keep the best on
-    valid_from: str         # what the validation is on, in words
-    tallies: dict           # "data" and, where it has files of its own, "valid" -> Tally
-    files: dict             # path -> sha256
+    # Empty: nothing to keep the best on.
+    valid: list
+    # What the validation is on, in words.
+    valid_from: str
+    # "data" and, where it has files of its own, "valid" -> Tally.
+    tallies: dict
+    # Path -> sha256.
+    files: dict
 
 
 def load(options, encode, forms):

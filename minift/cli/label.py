@@ -21,7 +21,8 @@ from minift.text.jsonl import write_jsonl
 from minift.ways import annotation
 from minift.ways.preferences import sample_pairs
 
-DISPUTED = 5        # disputed items to name
+# Disputed items to name.
+DISPUTED = 5
 
 
 def label(options):
@@ -37,7 +38,8 @@ def label(options):
         print(f"the page{f' for {name}' if name else ''}: {server.url(name)}")
     print("Ctrl-C ends; the same command goes on later", flush=True)
     wait(server)
-    with work.lock:         # a decision that is being written gets written
+    # A decision that is being written gets written.
+    with work.lock:
         report(work)
 
 

@@ -3,7 +3,8 @@
 from minift.cli import options as add
 
 PROG = "python -m minift label"
-MODES = {       # mode -> (one line of help, an example)
+# Mode -> (one line of help, an example).
+MODES = {
     "compare": ("Choose the better of two answers: rows for reward and dpo.",
                 "compare --model data/base --prompts data/samples/prompts.jsonl --out runs/prefs.jsonl"),
     "annotate": ("Give labels to texts, several people the same ones.",

@@ -12,7 +12,8 @@ from minift.evaluation.clusters import leave_one_cluster_out
 from minift.studies import cluster_study
 from minift.text.chat import check_messages, encode_prompt
 
-N_ROWS = 36 * 24        # chats about the world, where there is no --data: 24 of each of its tasks
+# Chats about the world, where there is no --data: 24 of each of its tasks.
+N_ROWS = 36 * 24
 
 
 def leave_out(options):

@@ -15,10 +15,13 @@ RATES = {"pretrain": ("2e-3", "1e-2", "2e-5", "1e-3"), "sft": ("1.5e-3", "1e-2",
          "reward": ("5e-4", "5e-3", "1e-5", "1e-3"), "dpo": ("3e-4", "3e-3", "1e-6", "5e-4"),
          "ppo": ("2e-4", "2e-3", "1e-6", "5e-4"), "mlm": ("1e-3", None, "5e-5", None),
          "classify": ("5e-4", "2e-2", "2e-5", "2e-2")}
-REAL = 20_000_000           # parameters from which on a model counts as a real one
-SIZES = {                   # option -> its default for the toy and for a real model, which is to fit into 4 GB
+# Parameters from which on a model counts as a real one.
+REAL = 20_000_000
+# Option -> its default for the toy and for a real model, which is to fit into 4 GB.
+SIZES = {
     "batch_size": (16, 4), "accumulate": (1, 4), "minibatch_size": (16, 4)}
-WINDOW = 256                # tokens of a row when a real model is trained on plain text
+# Tokens of a row when a real model is trained on plain text.
+WINDOW = 256
 EPOCHS = {"pretrain": 1, "sft": 3, "reward": 1, "dpo": 1, "mlm": 3, "classify": 5}
 
 

@@ -26,7 +26,8 @@ def label_rows(options):
     tally = Tally(read=len(rows))
     encode = partial(encode_labelled_row, tokenizer=tokenizer, context=context_of(model, options.context))
     examples = [encode_row(encode, row, tally, None) for row in rows]
-    used = [{**example, "label": 0} for example in examples if example is not None]      # the batches want some label
+    # The batches want some label.
+    used = [{**example, "label": 0} for example in examples if example is not None]
     tally.used = len(used)
     if not used:
         raise MiniftError(f"dataset is empty: no text is left of {', '.join(options.predict)} ({tally})")

@@ -19,7 +19,8 @@ from minift.methods.lora import base_reference
 from minift.methods.ppo_loop import PPOConfig, train_ppo, zero_head
 from minift.text.batches import chunks
 
-FORMS = ("prompt", "completion", "pair", "text")        # of all but the text, the prompt is used
+# Of all but the text, the prompt is used.
+FORMS = ("prompt", "completion", "pair", "text")
 
 
 def ppo(options):
@@ -36,7 +37,8 @@ def ppo(options):
     value_model = first_values(run, reward_model)
     reference = None if options.lora else make_reference(copy.deepcopy(run.model).to(run.device), config.temperature)
     run.set_model(run.model)
-    reference = reference or base_reference(run.model, config.temperature)     # the same weights, LoRA off
+    # The same weights, LoRA off.
+    reference = reference or base_reference(run.model, config.temperature)
     prompts, valid = ([example["input_ids"] for example in examples] for examples in (data.train, data.valid))
     watch = Watch(run, config, reward_fn, reference, valid)
     with run.recorded():
@@ -87,7 +89,8 @@ class Watch:
         return max(measured, key=lambda row: row["valid_objective"], default=None)
 
     def __call__(self, row):
-        self.rows = [old for old in self.rows if old["iteration"] < row["iteration"]]    # a resumed run goes back
+        # A resumed run goes back.
+        self.rows = [old for old in self.rows if old["iteration"] < row["iteration"]]
         last = row["iteration"] == self.run.options.iterations
         if self.prompts and (last or row["iteration"] % self.every == 0):
             row = {**row, **self.measure()}

@@ -29,8 +29,10 @@ from minift.formats.checkpoint import save_model
 from minift.methods.lora import add_lora
 from minift.text.batches import Batches
 
-MAY_DIFFER = ("resume", "overwrite", "device", "checkpointing", "argv", "job")  # options that may change on the way
-ALPHA = 2       # LoRA's alpha / rank
+# Options that may change on the way.
+MAY_DIFFER = ("resume", "overwrite", "device", "checkpointing", "argv", "job")
+# LoRA's alpha / rank.
+ALPHA = 2
 
 
 class Run:
@@ -52,11 +54,14 @@ class Run:
             "settings": {name: value for name, value in vars(options).items() if name not in MAY_DIFFER},
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "device": str(self.device), "threads": torch.get_num_threads()}
-        self.base = Path(options.model)     # what an adapter will be for
-        self.new_base = None                # with LoRA upon an adapter: the model with that adapter merged, to be saved
+        # What an adapter will be for.
+        self.base = Path(options.model)
+        # With LoRA upon an adapter: the model with that adapter merged, to be saved.
+        self.new_base = None
         if is_adapter(options.model):
             self.model = plain_copy(self.model)
-            shared = {id(p): p for p in self.model.parameters()}        # they stay frozen, so a second copy is spared
+            # They stay frozen, so a second copy is spared.
+            shared = {id(p): p for p in self.model.parameters()}
             self.new_base = copy.deepcopy(self.model, shared) if options.lora else None
         self.context = context_of(self.model, options.context)
 

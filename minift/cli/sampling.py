@@ -8,7 +8,8 @@ from minift.core.generate import generate, left_pad, stream
 from minift.errors import MiniftError
 from minift.text.batches import chunks
 
-LONGEST_ANSWER = 128        # tokens, when --max-new-tokens does not say
+# Tokens, when --max-new-tokens does not say.
+LONGEST_ANSWER = 128
 
 
 def room_to_answer(model, prompt, max_new_tokens, where="the prompt"):

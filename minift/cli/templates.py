@@ -6,7 +6,8 @@ from minift.text.jsonl import read_jsonl, write_jsonl
 from minift.ways import annotation
 from minift.ways.templates import instantiate, read_templates
 
-PERSONAL = ("annotator", "seconds", "time")     # what a row of `label annotate` says of one person
+# What a row of `label annotate` says of one person.
+PERSONAL = ("annotator", "seconds", "time")
 
 
 def templates(options):

@@ -24,8 +24,10 @@ from minift.methods.sft import make_sft_loss
 from minift.text.batches import Windows, collate, token_windows
 from minift.text.pairs import collate_pairs
 
-SAMPLE_PROMPT, SAMPLE_LENGTH = 16, 80       # tokens of the text that a sample goes on from, and of the sample
-SCORED = 32                                 # batches of pairs that tell the mean and the spread of a reward model
+# Tokens of the text that a sample goes on from, and of the sample.
+SAMPLE_PROMPT, SAMPLE_LENGTH = 16, 80
+# Batches of pairs that tell the mean and the spread of a reward model.
+SCORED = 32
 
 
 def pretrain(options):

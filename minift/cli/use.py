@@ -85,7 +85,8 @@ def chat(options):
             print(piece, end="", flush=True)
             reply += piece
         print()
-        if reply.strip():           # silence cannot be put into the history
+        # Silence cannot be put into the history.
+        if reply.strip():
             messages = [*said, {"role": "assistant", "content": reply}]
 
 

@@ -16,8 +16,10 @@ class Sight(NamedTuple):
     """What every layer needs to know about the tokens of one forward pass."""
 
     mask: torch.Tensor | None                           # (B or 1, 1, T, S) bool, True: token t sees token s
-    is_causal: bool                                     # True, with mask None: each sees itself and all before it
-    angles: tuple[torch.Tensor, torch.Tensor] | None    # rotary cos and sin, (B or 1, T, 1, E)
+    # True, with mask None: each sees itself and all before it.
+    is_causal: bool
+    # Rotary cos and sin, (B or 1, T, 1, E).
+    angles: tuple[torch.Tensor, torch.Tensor] | None
 
 
 class KVCache:
@@ -26,8 +28,10 @@ class KVCache:
     def __init__(self, config, batch_size, max_length, device=None, dtype=None):
         shape = (config.n_layer, batch_size, 2 * config.n_kv_head, max_length, config.d_head)
         self.both = torch.zeros(shape, device=device, dtype=dtype)           # (n_layer, B, 2 K, C, E)
-        self.keys, self.values = self.both.chunk(2, dim=2)                   # views, each (n_layer, B, K, C, E)
-        self.length = 0                               # tokens held; the body moves it on when all layers have appended
+        # Views, each (n_layer, B, K, C, E).
+        self.keys, self.values = self.both.chunk(2, dim=2)
+        # Tokens held; the body moves it on when all layers have appended.
+        self.length = 0
 
     def append(self, layer, k, v):
         """Write the new k, v (B, K, T, E) behind the `length` old ones; returns views of all, (B, K, length + T, E)."""
@@ -86,14 +90,16 @@ def stretch(frequency, factor, low, high, context):
     Waves longer than context / low tokens: by `factor`; shorter than context / high: not at all; smooth in between
     (the published code of Llama 3.1).
     """
-    turns = context * frequency / (2 * math.pi)                              # how often a wave turns in the context
+    # How often a wave turns in the context.
+    turns = context * frequency / (2 * math.pi)
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return 1 / (kept + (1 - kept) / factor)
 
 
 def rotate(x, cos, sin):
     """Turn each pair (x[i], x[i + E/2]) by its angle: q . k then depends on the distance of the two tokens only."""
-    first, second = x.chunk(2, dim=-1)                                       # x: (B, T, H, E)
+    # X: (B, T, H, E).
+    first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin               # (B, T, H, E)
 
 
@@ -106,7 +112,8 @@ def visible(n_new, n_total, causal, attention_mask, segment_ids, device):
         allowed = allowed & attention_mask[:, None, None, :]
     if segment_ids is not None:
         allowed = allowed & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
-    return allowed | (key == query)                                          # so that a row of pads stays finite
+    # So that a row of pads stays finite.
+    return allowed | (key == query)
 
 
 def default_positions(n_new, n_total, attention_mask, segment_ids, device):

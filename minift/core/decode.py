@@ -36,7 +36,8 @@ def make_step(body, length):
         seen = None if mask is None else mask[:, None, None]                        # (B, 1, 1, S)
         x = body.embed(token)                                                       # (B, D)
         if learned is None:
-            turned = (len(place), H + K, 1, E)                                      # q and k; v stays as it is
+            # Q and k; v stays as it is.
+            turned = (len(place), H + K, 1, E)
             cos_now = F.pad(cos[place].expand(turned), (0, 0, 0, 0, 0, K), value=1.0)       # (B or 1, H + 2 K, 1, E)
             sin_now = F.pad(sin[place].expand(turned), (0, 0, 0, 0, 0, K))                  # (B or 1, H + 2 K, 1, E)
         else:
@@ -46,8 +47,10 @@ def make_step(body, length):
             qkv = qkv_proj(attn_norm(x)).view(len(x), -1, 1, E)                     # (B, H + 2 K, 1, E)
             if learned is None:
                 qkv = qkv * cos_now + qkv.roll(E // 2, -1) * sin_now
-            newest.copy_(qkv[:, H:])                                                # k and v into the cache
-            q = qkv[:, :H].view(len(x), K, -1, E)                                   # queries that share a key in a row
+            # K and v into the cache.
+            newest.copy_(qkv[:, H:])
+            # Queries that share a key in a row.
+            q = qkv[:, :H].view(len(x), K, -1, E)
             out = F.scaled_dot_product_attention(q, keys, values, seen)             # (B, K, H / K, E)
             x = o_proj(out.reshape(x.shape), x)
             x = mlp(mlp_norm(x), x)
@@ -94,11 +97,13 @@ def direct(module):
     """What a linear layer or a norm computes, as plain calls of PyTorch; another module (LoRA) is called as it is."""
     module = as_linear(module)
     if type(module) is nn.Linear:
-        weight = module.weight.T                     # a view: (in, out)
+        # A view: (in, out).
+        weight = module.weight.T
         if module.bias is None:
             return lambda x: torch.mm(x, weight)
         return lambda x: torch.addmm(module.bias, x, weight)
-    if type(module) is nn.RMSNorm:                   # LayerNorm of x beside -x, whose mean is 0: one kernel, not eight
+    # LayerNorm of x beside -x, whose mean is 0: one kernel, not eight.
+    if type(module) is nn.RMSNorm:
         d, both = module.weight.numel(), torch.cat((module.weight, module.weight))
         return lambda x: F.layer_norm(torch.cat((x, -x), -1), (2 * d,), both, None, module.eps)[:, :d]
     return module

@@ -41,7 +41,8 @@ def write_bytes(path, data):
         if error.errno in NO_SPACE:
             raise MiniftError(f"no space to write {path} ({len(data)} bytes); make room, or move") from error
         raise MiniftError(f"cannot write {path}: {error.strerror}; choose another place") from error
-    except BaseException:       # Ctrl-C
+    # Ctrl-C.
+    except BaseException:
         remove(temporary)
         raise
 
@@ -122,7 +123,8 @@ def read_tensors(path, foreign=False):
         strings = json.loads(data[8:8 + size]).get("__metadata__", {})
         tensors = safetensors.torch.load(data)
         header = json.loads(strings["minift"]) if "minift" in strings else None
-    except Exception as error:      # whatever a damaged file sets off in the parsers
+    # Whatever a damaged file sets off in the parsers.
+    except Exception as error:
         raise MiniftError(f"{path} is truncated, corrupted or not a safetensors file ({error})") from error
     if header is None and foreign:
         return tensors, strings

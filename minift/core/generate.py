@@ -63,10 +63,12 @@ def stream(model, input_ids, *, max_new_tokens, temperature=1.0, top_k=None, top
     Read it to the end, or close() it: the model is in eval mode meanwhile.
     """
     prompt = input_ids if input_ids.dim() == 2 else input_ids[None]
-    check(model.config, prompt, None, max_new_tokens, temperature, top_k, top_p)    # now, not at the first token
+    # Now, not at the first token.
+    check(model.config, prompt, None, max_new_tokens, temperature, top_k, top_p)
     if len(prompt) != 1:
         raise MiniftError(f"stream writes behind one prompt, but got {len(prompt)}; use generate for a batch")
-    fast = torch.inference_mode()(steps)             # less to keep book of than no_grad: no tensor of it leaves
+    # Less to keep book of than no_grad: no tensor of it leaves.
+    fast = torch.inference_mode()(steps)
     written = fast(model, prompt, None, max_new_tokens, temperature, top_k, top_p, eos_id, generator)
     return (token.item() for token, _, _ in written)
 
@@ -83,7 +85,8 @@ def steps(model, input_ids, attention_mask, max_new_tokens, temperature, top_k, 
     weight = model.body.embed.weight
     cache = KVCache(model.config, B, T + max_new_tokens, weight.device, weight.dtype)
     if mask is not None:
-        mask = torch.cat((mask, mask.new_ones(B, max_new_tokens)), dim=1)    # steps take slices; new tokens are real
+        # Steps take slices; new tokens are real.
+        mask = torch.cat((mask, mask.new_ones(B, max_new_tokens)), dim=1)
     alive = torch.ones(B, dtype=torch.bool, device=input_ids.device)
     token = input_ids
     with eval_mode(model):
@@ -104,7 +107,8 @@ def sample(logits, temperature, top_k, top_p, generator):
     """One id and its log-probability for each row of logits (B, V): (B,), (B,)."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logprobs = (logits / temperature if temperature else logits).log_softmax(-1)    # (B, V)
-    if logprobs[:, 0].isnan().any():                 # log_softmax spreads a NaN or an infinity over its whole row
+    # log_softmax spreads a NaN or an infinity over its whole row.
+    if logprobs[:, 0].isnan().any():
         raise MiniftError("the model's logits are not finite; its weights or the training that made them are broken")
     if temperature == 0:
         token = logprobs.argmax(-1)
@@ -117,9 +121,11 @@ def sample(logits, temperature, top_k, top_p, generator):
 def draw(probs, generator):
     """One id for each row of probs (B, V) by inverting the cumulative sum: one random number a row, not V."""
     where = probs.device if generator is None else generator.device
-    point = torch.rand(len(probs), 1, generator=generator, device=where).to(probs.device)    # in [0, 1)
+    # In [0, 1).
+    point = torch.rand(len(probs), 1, generator=generator, device=where).to(probs.device)
     cumulative = probs.cumsum(-1)                                            # (B, V)
-    token = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)    # the first above the point
+    # The first above the point.
+    token = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)
     return token[:, 0].clamp(max=probs.shape[1] - 1)
 
 
@@ -134,7 +140,8 @@ def keep_likely(logprobs, top_k, top_p):
     ranked[:, top_k:] = -math.inf
     if top_p < 1:
         probs = ranked.softmax(-1)
-        ranked = ranked.masked_fill(probs.cumsum(-1) - probs >= top_p, -math.inf)   # what came before holds enough
+        # What came before holds enough.
+        ranked = ranked.masked_fill(probs.cumsum(-1) - probs >= top_p, -math.inf)
     return torch.full_like(logprobs, -math.inf).scatter(-1, order, ranked)
 
 

@@ -102,7 +102,8 @@ class SequenceClassifier(nn.Module):
         self.labels = [str(i) for i in range(n_label)] if labels is None else list(labels)
         self.head = nn.Linear(body.config.d_model, n_label)
         init_weights(self.head)
-        self.head.to(body.embed.weight)                  # the body's device and dtype
+        # The body's device and dtype.
+        self.head.to(body.embed.weight)
 
     @property
     def frozen(self):
@@ -156,7 +157,8 @@ class TokenScorer(nn.Module):
         self.score = nn.Linear(body.config.d_model, 1)
         nn.init.normal_(self.score.weight, std=1 / math.sqrt(body.config.d_model + 1))
         nn.init.zeros_(self.score.bias)
-        self.score.to(body.embed.weight)                 # the body's device and dtype
+        # The body's device and dtype.
+        self.score.to(body.embed.weight)
 
     def forward(self, input_ids, attention_mask=None):
         """Scores (B, T)."""

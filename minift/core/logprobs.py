@@ -13,8 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from minift.errors import MiniftError
 
-IGNORE_INDEX = -100             # a label that nothing is learned from; torch's cross_entropy skips it
-CHUNK_LOGITS = 2**25            # logits that may exist at once: 128 MiB in float32
+# A label that nothing is learned from; torch's cross_entropy skips it.
+IGNORE_INDEX = -100
+# Logits that may exist at once: 128 MiB in float32.
+CHUNK_LOGITS = 2**25
 
 
 def token_logprobs(logits, input_ids):
@@ -77,7 +79,8 @@ def kl_estimate(logprobs, ref_logprobs, kind="k3"):
     if kind == "k2":
         return d.square() / 2
     if kind == "k3":
-        return torch.expm1(-d) + d              # exp(-d) - 1 would cancel in float32 near d = 0
+        # exp(-d) - 1 would cancel in float32 near d = 0.
+        return torch.expm1(-d) + d
     raise MiniftError(f"kind is {kind!r}; expected k1, k2 or k3")
 
 
@@ -100,7 +103,8 @@ def masked_whiten(x, mask, keep_mean=False):
     if mask.sum() < 2:
         warnings.warn("whitening needs at least two elements; the values stay as they are", stacklevel=2)
         return x
-    x = torch.where(mask.bool(), x, torch.zeros_like(x))                     # garbage outside reaches nothing
+    # Garbage outside reaches nothing.
+    x = torch.where(mask.bool(), x, torch.zeros_like(x))
     mean = masked_mean(x, mask)
     count = masked_sum(torch.ones_like(x), mask)
     variance = masked_sum((x - mean).square(), mask) / (count - 1)

@@ -29,7 +29,8 @@ def resize_vocabulary(model, vocab_size):
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
         parameter = getattr(module, leaf)
-        if id(parameter) not in grown:                       # a tied one comes twice
+        # A tied one comes twice.
+        if id(parameter) not in grown:
             grown[id(parameter)] = nn.Parameter(longer(parameter.detach(), vocab_size))
         setattr(module, leaf, grown[id(parameter)])
         setattr(module, "num_embeddings" if isinstance(module, nn.Embedding) else "out_features", vocab_size)

@@ -24,10 +24,13 @@ class TrainingState:
         self.model, self.optimizer, self.batches = model, optimizer, batches
         self.device, self.settings = device, settings
         self.step, self.best, self.history = 0, None, []
-        self.n_batches = 0                                          # batches used since the start of the run
-        self.first_epoch = getattr(batches, "epoch", None)          # where the iterable's own epoch counter stood then
+        # Batches used since the start of the run.
+        self.n_batches = 0
+        # Where the iterable's own epoch counter stood then.
+        self.first_epoch = getattr(batches, "epoch", None)
         self.stream = endless(batches)
-        self.checked_gradients = False                              # has it been seen which parameters get one?
+        # Has it been seen which parameters get one?
+        self.checked_gradients = False
 
     def next_batch(self):
         self.n_batches += 1
@@ -41,7 +44,8 @@ class TrainingState:
     def save(self, path):
         """Write the state to `path`, atomically: a crash leaves the older state whole."""
         tensors = random_state(self.device)
-        moments = self.optimizer.state_dict()["state"]              # number of the parameter -> {"exp_avg": ..., ...}
+        # Number of the parameter -> {"exp_avg": ..., ...}.
+        moments = self.optimizer.state_dict()["state"]
         for number, (name, parameter) in enumerate(self.parameters().items()):
             tensors[f"model.{name}"] = parameter.detach()
             for key, value in moments.get(number, {}).items():

@@ -26,27 +26,39 @@ class TransformerConfig:
     """The numbers and names that make one model family out of the body. MiniftError on a combination that cannot be."""
 
     vocab_size: int                 # V, how many token ids there are
-    context_length: int             # tokens, the longest input (Hugging Face: max_position_embeddings; block_size)
-    n_layer: int                    # blocks, each attention + MLP (num_hidden_layers)
+    # Tokens, the longest input (Hugging Face: max_position_embeddings; block_size).
+    context_length: int
+    # Blocks, each attention + MLP (num_hidden_layers).
+    n_layer: int
     n_head: int                     # H, query heads
     d_model: int                    # D, width of the hidden states (hidden_size; n_embd)
     d_ff: int                       # F, width inside the MLP (intermediate_size)
     n_kv_head: int | None = None    # K, key/value heads, shared by groups of query heads; None: one for each
-    causal: bool = True             # each token sees itself and what came before it; False: all see all
-    norm_first: bool = True         # normalise before each sublayer (GPT-2, Llama); False: after the addition (BERT)
-    norm: str = "rmsnorm"           # or "layernorm"
-    norm_eps: float = 1e-5          # added to the variance, inside the root
-    positions: str = "rotary"       # or "learned", one vector a position
-    rope_theta: float = 10000.0     # rotary wavelengths run from 2 pi to 2 pi rope_theta tokens
-    mlp: str = "swiglu"             # or "gelu" (exact), "gelu_tanh" (GPT-2's approximation)
-    bias: bool = False              # additive biases in linear layers and LayerNorms
-    dropout: float = 0.0            # share of activations set to zero while training
+    # Each token sees itself and what came before it; False: all see all.
+    causal: bool = True
+    # Normalise before each sublayer (GPT-2, Llama); False: after the addition (BERT).
+    norm_first: bool = True
+    # Or "layernorm"
+    norm: str = "rmsnorm"
+    # Added to the variance, inside the root.
+    norm_eps: float = 1e-5
+    # Or "learned", one vector a position.
+    positions: str = "rotary"
+    # Rotary wavelengths run from 2 pi to 2 pi rope_theta tokens.
+    rope_theta: float = 10000.0
+    # Or "gelu" (exact), "gelu_tanh" (GPT-2's approximation).
+    mlp: str = "swiglu"
+    # Additive biases in linear layers and LayerNorms.
+    bias: bool = False
+    # Share of activations set to zero while training.
+    dropout: float = 0.0
     rope_scaling: tuple | None = None   # (factor, low, high, context) of attention.stretch, for long contexts
 
     def __post_init__(self):
         if self.n_kv_head is None:
             object.__setattr__(self, "n_kv_head", self.n_head)
-        if self.rope_scaling is not None:                            # JSON gives a list
+        # JSON gives a list.
+        if self.rope_scaling is not None:
             object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))
             if len(self.rope_scaling) != 4 or not 0 < self.rope_scaling[1] < self.rope_scaling[2]:
                 raise MiniftError(f"rope_scaling is {self.rope_scaling}; expected (factor, low, high, context)")
@@ -157,7 +169,8 @@ class Transformer(nn.Module):
         else:
             x = x + self.positions(position_ids)
         if attention_mask is None and segment_ids is None and (past == 0 or T == 1):
-            sight = Sight(None, self.config.causal and past == 0, angles)    # no mask to build or to read: fast
+            # No mask to build or to read: fast.
+            sight = Sight(None, self.config.causal and past == 0, angles)
         else:
             sight = Sight(visible(T, S, self.config.causal, attention_mask, segment_ids, device), False, angles)
         x = x if self.config.norm_first else self.norm(x)

@@ -21,10 +21,14 @@ from minift.core.logprobs import eval_mode, masked_mean, masked_sum, response_lo
 from minift.core.run import tqdm
 from minift.errors import MiniftError
 
-PASSAGE = 20        # two rows share a line of so many words only if one was made from the other
-WORD, LABEL = regex.compile(r"[\p{L}\p{M}\p{N}]+"), regex.compile(r"^\s*\w+( \w+){0,2}: ")   # "Text: " is no story
-Fold = namedtuple("Fold", "cluster train test")     # one cluster withheld; train, test: rows, or names of tasks
-T95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)   # Student's t, 1 to 9 degrees
+# Two rows share a line of so many words only if one was made from the other.
+PASSAGE = 20
+# "Text: " is no story.
+WORD, LABEL = regex.compile(r"[\p{L}\p{M}\p{N}]+"), regex.compile(r"^\s*\w+( \w+){0,2}: ")
+# One cluster withheld; train, test: rows, or names of tasks.
+Fold = namedtuple("Fold", "cluster train test")
+# Student's t, 1 to 9 degrees.
+T95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 
 
 def clusters_of_tasks(tasks):

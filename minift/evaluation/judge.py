@@ -19,13 +19,19 @@ from minift.errors import MiniftError
 class Comparison:
     """What a judge found. All but the counts are shares in [0, 1]."""
 
-    win_rate: float         # of a against b, the mean of both orders; a tie is half a win
-    low: float              # where the win rate lies with 95 % confidence: a bootstrap over prompts
+    # Of a against b, the mean of both orders; a tie is half a win.
+    win_rate: float
+    # Where the win rate lies with 95 % confidence: a bootstrap over prompts.
+    low: float
     high: float
-    disagreement: float     # prompts on which the two orders gave a different verdict: position bias, or noise
-    first_rate: float       # wins of the answer that was shown first; 0.5: no bias
-    n: int                  # prompts that were judged in both orders
-    skipped: int            # prompts that were not
+    # Prompts on which the two orders gave a different verdict: position bias, or noise.
+    disagreement: float
+    # Wins of the answer that was shown first; 0.5: no bias.
+    first_rate: float
+    # Prompts that were judged in both orders.
+    n: int
+    # Prompts that were not.
+    skipped: int
 
 
 def compare(judge, prompts, answers_a, answers_b, seed=0):

@@ -28,7 +28,8 @@ class Bigrams:
     """Counts of neighbouring tokens in some texts. rows: lists of ids. special_ids: they are never guessed."""
 
     def __init__(self, rows, vocab_size, special_ids=()):
-        counts = torch.zeros(vocab_size, vocab_size)                         # [left, right]
+        # [left, right].
+        counts = torch.zeros(vocab_size, vocab_size)
         for row in rows:
             ids = torch.as_tensor(row)
             counts.index_put_((ids[:-1], ids[1:]), torch.ones(len(ids) - 1), accumulate=True)

@@ -27,7 +27,8 @@ def perplexity(nll_sum, n_tokens):
     if n_tokens <= 0:
         raise MiniftError("perplexity needs at least one token; nothing was predicted")
     mean = nll_sum / n_tokens
-    return math.exp(mean) if mean < 709 else math.inf      # exp(710) is beyond a float
+    # exp(710) is beyond a float.
+    return math.exp(mean) if mean < 709 else math.inf
 
 
 def total(x):
@@ -99,7 +100,8 @@ def confusion_matrix(predictions, references, labels=None):
 def macro_f1(predictions, references):
     """The mean over labels of F1 = 2 hits / (predicted + right): a rare label counts as much as a frequent one."""
     counts = confusion_matrix(predictions, references)
-    f1 = 2 * counts.double().diagonal() / (counts.sum(0) + counts.sum(1))      # every label occurs somewhere: no 0 / 0
+    # Every label occurs somewhere: no 0 / 0.
+    f1 = 2 * counts.double().diagonal() / (counts.sum(0) + counts.sum(1))
     return f1.mean().item()
 
 

@@ -19,7 +19,8 @@ from minift.errors import MiniftError
 from minift.text.jsonl import parse_line
 
 HOST = "127.0.0.1"
-LARGEST_BODY, MOST_DRAINED = 64 * 1024, 4 * 1024 * 1024     # bytes
+# bytes.
+LARGEST_BODY, MOST_DRAINED = 64 * 1024, 4 * 1024 * 1024
 PAGE_POLICY = ("default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; connect-src 'self'; img-src data:; "
                "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
                "trusted-types 'none'")
@@ -30,7 +31,8 @@ class Server(socketserver.ThreadingTCPServer):
     """Serves one Work on a port of this machine; port 0 is any free one. serve_forever() begins, shutdown() ends."""
 
     daemon_threads = True
-    allow_reuse_address = os.name != "nt"       # on Windows it would let two programs have one port
+    # On Windows it would let two programs have one port.
+    allow_reuse_address = os.name != "nt"
     request_queue_size = 32
 
     def __init__(self, work, port=0):
@@ -42,7 +44,8 @@ class Server(socketserver.ThreadingTCPServer):
             raise MiniftError(f"cannot listen on port {port}: {error.strerror}; take another, or --port 0 for any free "
                               "one") from error
         self.hosts = {f"{name}:{self.server_address[1]}" for name in (HOST, "localhost")}
-        if self.server_address[1] == 80:        # which browsers leave out
+        # Which browsers leave out.
+        if self.server_address[1] == 80:
             self.hosts |= {HOST, "localhost"}
 
     def url(self, annotator=None):
@@ -69,8 +72,10 @@ class Handler(BaseHTTPRequestHandler):
     """One request: who asks is checked first, then what for."""
 
     server_version, sys_version = "minift", ""
-    timeout = 30                                # seconds of silence
-    unread = True                               # is the body still to come?
+    # Seconds of silence.
+    timeout = 30
+    # Is the body still to come?
+    unread = True
 
     def do_GET(self):
         self.reply({"/": self.page, "/setup": lambda: self.server.work.setup()})
@@ -98,7 +103,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send(refusal.status, {"error": str(refusal)})
         except MiniftError as error:
             self.send(400, {"error": str(error)})
-        except (ConnectionError, TimeoutError):         # the browser has gone, or is silent
+        # The browser has gone, or is silent.
+        except (ConnectionError, TimeoutError):
             raise
         except Exception as error:
             traceback.print_exc()
@@ -112,7 +118,8 @@ class Handler(BaseHTTPRequestHandler):
         if any(origin.lower() not in {f"http://{host}" for host in self.server.hosts} for origin in origins):
             raise Refused(403, "foreign Origin")
         token = self.headers.get("X-Token", "")
-        if self.command == "GET":               # the address that was printed has it in its query
+        # The address that was printed has it in its query.
+        if self.command == "GET":
             fields = dict(part.partition("=")[::2] for part in self.path.partition("?")[2].split("&"))
             token = token or fields.get("token", "")
         if not hmac.compare_digest(token.encode("utf-8", "replace"), self.server.token.encode()):

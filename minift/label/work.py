@@ -9,7 +9,8 @@ from datetime import datetime, timezone
 
 from minift.errors import MiniftError
 
-LONGEST_NAME = 40           # characters
+# characters.
+LONGEST_NAME = 40
 
 
 class Work:

@@ -84,7 +84,8 @@ class Substitute:
 
     def __init__(self, laws, functions):
         self.laws, self.functions = {(law.file, law.name): law for law in laws}, functions
-        self.signatures = {}            # name -> how the library's is called
+        # Name -> how the library's is called.
+        self.signatures = {}
 
     def law_of(self, item):
         return self.laws[item.path, item.originalname]

@@ -18,7 +18,8 @@ from minift.learn.hints import HINTS
 TESTS = Path(__file__).resolve().parents[2] / "tests"
 LIBRARIES = tuple({str(TESTS), str(TESTS.parent / "minift"), "<frozen",
                    *map(sysconfig.get_paths().get, ("stdlib", "purelib", "platlib"))})
-WIDTH = 100     # columns of a report
+# Columns of a report.
+WIDTH = 100
 HINT = "this looks like: "
 
 
@@ -27,12 +28,17 @@ class Law:
     """One test: what it states, and how the learner's function fared in its cases (more than one if parametrized)."""
 
     file: Path
-    name: str                   # of the test function
-    text: str                   # its docstring: the law
-    takes: frozenset            # the names that it takes as default arguments
+    # Of the test function.
+    name: str
+    # Its docstring: the law.
+    text: str
+    # The names that it takes as default arguments.
+    takes: frozenset
     n_cases: int = 0
-    failures: list = field(default_factory=list)     # a Failure for each case that failed
-    skipped: str = ""           # why pytest skipped it, if it did
+    # A Failure for each case that failed.
+    failures: list = field(default_factory=list)
+    # Why pytest skipped it, if it did.
+    skipped: str = ""
 
 
 @dataclass
@@ -78,7 +84,8 @@ def compared(excinfo, message):
         return f"the error is right, but its message must hold {refused[1]}; it is {one_line(refused[2])}"
     noise = ("+", "-", "?", "Use -v", "Full diff", "Omitting")
     kept = [line for line in message.splitlines() if not line.lstrip().startswith(noise)]
-    text = one_line(" ".join(kept)).removeprefix("assert ").partition(" comparison failed")[0]    # the rest repeats it
+    # The rest repeats it.
+    text = one_line(" ".join(kept)).removeprefix("assert ").partition(" comparison failed")[0]
     return text.removeprefix("(" * (text.count("(") > text.count(")"))) or "the values differ"
 
 
@@ -106,7 +113,8 @@ def remedies(excinfo, message, signatures):
 
 def other_error(excinfo, here):
     """Says so when the test expects a MiniftError and another error came."""
-    before = linecache.getline(str(here[-1].path), here[-1].lineno) if here else ""     # the line above the call
+    # The line above the call.
+    before = linecache.getline(str(here[-1].path), here[-1].lineno) if here else ""
     if "pytest.raises(MiniftError" in before and not excinfo.errisinstance(MiniftError):
         return ["an error is right here, but it must be a MiniftError (minift.errors)"]
     return []

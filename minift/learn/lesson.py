@@ -26,7 +26,8 @@ def lesson(options):
     if program is None:
         raise MiniftError("Jupyter is not installed: pip install -r requirements-lessons.txt, or open "
                           f"{lessons[options.number]} in VS Code or Colab")
-    root = f"--ServerApp.root_dir={FOLDER.parent}"          # so that a lesson's links to modules and tests open too
+    # So that a lesson's links to modules and tests open too.
+    root = f"--ServerApp.root_dir={FOLDER.parent}"
     subprocess.run([sys.executable, "-m", program, str(lessons[options.number]), root, *options.jupyter], check=False)
 
 

@@ -102,7 +102,8 @@ def add_reference_logprobs(examples, reference, pad_id, batch_size=16, device=No
     if device is None and hasattr(reference, "model"):
         device = next(reference.model.parameters()).device
     jobs = [(example, side) for example in examples for side in ("chosen", "rejected")]
-    jobs.sort(key=lambda job: len(job[0][job[1] + "_input_ids"]))    # neighbours of similar length: little padding
+    # Neighbours of similar length: little padding.
+    jobs.sort(key=lambda job: len(job[0][job[1] + "_input_ids"]))
     for start in range(0, len(jobs), batch_size):
         part = jobs[start:start + batch_size]
         ids = [torch.tensor(example[side + "_input_ids"], device=device) for example, side in part]
@@ -167,7 +168,8 @@ def _metrics(chosen_rewards, rejected_rewards):
         "chosen_rewards": chosen_rewards.detach().mean().item(),
         "rejected_rewards": rejected_rewards.detach().mean().item(),
         "margin": margin.mean().item(),
-        "accuracy": (margin > 0).float().mean().item(),    # strict: a tie is no win
+        # Strict: a tie is no win.
+        "accuracy": (margin > 0).float().mean().item(),
     }
 
 

@@ -34,9 +34,11 @@ class LoRALinear(nn.Module):
         like = {"device": linear.weight.device, "dtype": torch.promote_types(linear.weight.dtype, torch.float32)}
         self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, **like))
         self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, **like))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))        # as nn.Linear, loralib and PEFT do
+        # As nn.Linear, loralib and PEFT do.
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.dropout = nn.Dropout(dropout)
-        self.register_buffer("original", None, persistent=False)    # the base's weight, while merged
+        # The base's weight, while merged.
+        self.register_buffer("original", None, persistent=False)
 
     @property
     def scale(self):

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from minift.core.logprobs import IGNORE_INDEX
 from minift.errors import MiniftError
 
-MASKED, RANDOM = 0.8, 0.1       # of the selected tokens; the rest stays as it is
+# Of the selected tokens; the rest stays as it is.
+MASKED, RANDOM = 0.8, 0.1
 
 
 def mask_tokens(input_ids, special_mask, *, mask_id, vocab_size, generator=None, probability=0.15, word_ids=None):
@@ -29,7 +30,8 @@ def mask_tokens(input_ids, special_mask, *, mask_id, vocab_size, generator=None,
 
     chance = uniform()
     if word_ids is not None:
-        chance = chance.gather(1, word_ids)                                  # the chance of a word is one number
+        # The chance of a word is one number.
+        chance = chance.gather(1, word_ids)
     selected = (chance < probability) & ~special_mask.bool()                 # (B, T)
     labels = input_ids.masked_fill(~selected, IGNORE_INDEX)
     ordinary = torch.ones(vocab_size, dtype=torch.bool, device=input_ids.device)

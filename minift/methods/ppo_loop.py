@@ -26,23 +26,40 @@ from minift.methods.ppo import AdaptiveKL, explained_variance, gae, policy_loss,
 class PPOConfig:
     """The settings of a PPO run. Checks itself: MiniftError on an impossible one."""
 
-    beta: float = 0.1                       # price of a nat of KL to the reference, in units of reward; 0: free
-    target_kl: float | None = None          # nats a response, to which AdaptiveKL steers by beta; None: beta stays
-    kl_horizon: int = 10_000                # responses over which AdaptiveKL reacts
-    gamma: float = 1.0                      # discount of a reward, per token
-    lam: float = 0.95                       # GAE's decay, per token: 1 trusts rewards alone, 0 the next value alone
-    clip_range: float = 0.2                 # how far a ratio may move from 1 before its token stops counting
-    value_clip_range: float | None = 0.2    # how far a value may move from the rollout's; None: freely
-    value_coef: float = 0.1                 # weight of the value loss
-    entropy_coef: float = 0.0               # weight of the entropy bonus, per nat
-    epochs: int = 4                         # passes over each rollout
-    minibatch_size: int = 16                # responses in one optimizer step
-    lr: float = 1e-4                        # learning rate at first; falls linearly to 0, once an iteration
-    clip: float | None = 1.0                # largest gradient norm; None: no clipping
-    temperature: float = 1.0                # divides the logits in sampling and update; give the reference the same
-    max_new_tokens: int = 32                # longest response, in tokens
-    missing_eos_penalty: float = 0.0        # taken off the score of a response that was cut before its end token
-    whiten_rewards: bool = False            # divide the token rewards by their standard deviation; their mean stays
+    # Price of a nat of KL to the reference, in units of reward; 0: free.
+    beta: float = 0.1
+    # Nats a response, to which AdaptiveKL steers by beta; None: beta stays.
+    target_kl: float | None = None
+    # Responses over which AdaptiveKL reacts.
+    kl_horizon: int = 10_000
+    # Discount of a reward, per token.
+    gamma: float = 1.0
+    # GAE's decay, per token: 1 trusts rewards alone, 0 the next value alone.
+    lam: float = 0.95
+    # How far a ratio may move from 1 before its token stops counting.
+    clip_range: float = 0.2
+    # How far a value may move from the rollout's; None: freely.
+    value_clip_range: float | None = 0.2
+    # Weight of the value loss.
+    value_coef: float = 0.1
+    # Weight of the entropy bonus, per nat.
+    entropy_coef: float = 0.0
+    # Passes over each rollout.
+    epochs: int = 4
+    # Responses in one optimizer step.
+    minibatch_size: int = 16
+    # Learning rate at first; falls linearly to 0, once an iteration.
+    lr: float = 1e-4
+    # Largest gradient norm; None: no clipping.
+    clip: float | None = 1.0
+    # Divides the logits in sampling and update; give the reference the same.
+    temperature: float = 1.0
+    # Longest response, in tokens.
+    max_new_tokens: int = 32
+    # Taken off the score of a response that was cut before its end token.
+    missing_eos_penalty: float = 0.0
+    # Divide the token rewards by their standard deviation; their mean stays.
+    whiten_rewards: bool = False
 
     def __post_init__(self):
         def check(names, holds, expected):
@@ -207,7 +224,8 @@ def _rollout_metrics(rollout, scores, ref_logprobs, ended):
         "score_std": scores.std(unbiased=False).item(),
         "kl": lp.masked_sum(lp.kl_estimate(logprobs, ref_logprobs, "k1"), mask, 1).mean().item(),
         "kl_k3": lp.masked_sum(lp.kl_estimate(logprobs, ref_logprobs, "k3"), mask, 1).mean().item(),
-        "entropy": -lp.masked_mean(logprobs, mask).item(),    # nats a token; -log p of what was sampled is unbiased
+        # Nats a token; -log p of what was sampled is unbiased.
+        "entropy": -lp.masked_mean(logprobs, mask).item(),
         "response_length": mask.sum(1).float().mean().item(),
         "eos_share": ended.float().mean().item(),
         "explained_variance": explained_variance(rollout["old_values"], rollout["returns"], mask),

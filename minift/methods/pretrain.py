@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from minift.core.logprobs import IGNORE_INDEX, response_logprobs
 from minift.errors import MiniftError
 
-PAD_VALUES = {"labels": IGNORE_INDEX, "segment_ids": -1}    # all else is padded with 0
+# All else is padded with 0.
+PAD_VALUES = {"labels": IGNORE_INDEX, "segment_ids": -1}
 
 
 def make_pretrain_loss(model):
@@ -65,7 +66,8 @@ class Replay:
         return len(self.new)
 
     def __iter__(self):
-        self.epoch = self._epoch                     # the sources too: each epoch is a function of its number alone
+        # The sources too: each epoch is a function of its number alone.
+        self.epoch = self._epoch
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self._epoch)
         self._epoch += 1
         return self._mix(iter(self.new), generator)
@@ -74,7 +76,8 @@ class Replay:
         old = iter(())
         for new_batch in new:
             old_batch = next(old, None)
-            if old_batch is None:                    # the first batch, or the old text has run out
+            # The first batch, or the old text has run out.
+            if old_batch is None:
                 old = iter(self.old)
                 old_batch = next(old, None)
             if old_batch is None:
@@ -84,7 +87,8 @@ class Replay:
     def _exchange(self, new_batch, old_batch, generator):
         n_new, n_old = len(new_batch["input_ids"]), len(old_batch["input_ids"])
         chance = torch.rand((), generator=generator).item()
-        n_exchanged = min(int(self.share * n_new + chance), n_old)       # share * n_new on average, rounded at random
+        # Share * n_new on average, rounded at random.
+        n_exchanged = min(int(self.share * n_new + chance), n_old)
         keep = torch.randperm(n_new, generator=generator)[n_exchanged:]
         take = torch.randperm(n_old, generator=generator)[:n_exchanged]
         return join_rows({name: x[keep] for name, x in new_batch.items()},

@@ -61,7 +61,8 @@ def encode_example(input_ids, response_mask, context_length):
     A conversation beyond the context loses its end, so a response that is cut learns no <eos>: it did not end there.
     """
     labels = make_labels(input_ids, response_mask)[:context_length]
-    if all(label == IGNORE_INDEX for label in labels[1:]):      # nothing predicts the first token
+    # Nothing predicts the first token.
+    if all(label == IGNORE_INDEX for label in labels[1:]):
         return None
     return {"input_ids": list(input_ids)[:context_length], "labels": labels}
 

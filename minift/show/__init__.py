@@ -29,14 +29,17 @@ from minift.show.pictures import (
 __all__ = ["Source", "Tokens", "attention", "bars", "confusion", "curves", "draw_tokens", "figure", "reliability",
            "save", "source", "visible"]
 
-ANSI = {True: "\x1b[1;32m", False: "\x1b[90m"}      # learned: bold green; else: grey
-TAGS = {"learned": "b", "not learned": "span", "padding": "s"}      # for viewers that strip styles
+# Learned: bold green; else: grey.
+ANSI = {True: "\x1b[1;32m", False: "\x1b[90m"}
+# For viewers that strip styles.
+TAGS = {"learned": "b", "not learned": "span", "padding": "s"}
 CSS = {"learned": "background: #00694d; color: #fff", "not learned": "opacity: 0.75", "padding": "opacity: 0.45"}
 BOXES = {"learned": {"facecolor": "#00694d", "edgecolor": "white"},
          "not learned": {"facecolor": "#dedede", "edgecolor": "white"},
          "padding": {"facecolor": "white", "edgecolor": "#999999", "linestyle": ":"}}
 INK = {"learned": "white", "not learned": "#222222", "padding": "#808080"}
-MONO_WIDTH = 0.602      # of one character, in font sizes
+# Of one character, in font sizes.
+MONO_WIDTH = 0.602
 
 
 # ---- source code ----
@@ -48,7 +51,8 @@ class Source:
 
     text: str
     file: str
-    line: int       # number of the first line
+    # Number of the first line.
+    line: int
 
     def __str__(self):
         return self.text
@@ -176,8 +180,10 @@ def fit(ax, width, n_lines, smallest=8.5, largest=13):
     fig, alone = ax.figure, len(ax.figure.axes) == 1
     if alone:
         fig.set_figwidth(max(fig.get_figwidth(), (width * MONO_WIDTH * smallest + 20) / 72))
-    fig.draw_without_rendering()        # lays the axes out, so that their size is known
-    across, down = ax.get_window_extent().size / fig.dpi * 72       # points
+    # Lays the axes out, so that their size is known.
+    fig.draw_without_rendering()
+    # points.
+    across, down = ax.get_window_extent().size / fig.dpi * 72
     size = min(largest, across / (width * MONO_WIDTH))
     if alone:
         fig.set_figheight(fig.get_figheight() + (1.8 * size * n_lines - down) / 72)

@@ -17,7 +17,8 @@ from minift.errors import MiniftError
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")         # 4 styles and 7 colours make 28 different lines
-MONO = "DejaVu Sans Mono"               # comes with matplotlib
+# Comes with matplotlib.
+MONO = "DejaVu Sans Mono"
 
 
 def figure(rows=1, columns=1, *, width=None, height=None):
@@ -40,7 +41,8 @@ def image_bytes(fig, kind):
 
 def save(fig, path):
     """Write a figure atomically; the name's ending decides the format (.png, .svg, .pdf). pyplot forgets the figure."""
-    from minift.core.files import write_bytes  # here, because it imports torch
+    # Here, because it imports torch.
+    from minift.core.files import write_bytes
     kind = Path(path).suffix[1:].lower()
     if kind not in ("png", "svg", "pdf"):
         raise MiniftError(f"cannot draw {path}: the name of a picture ends in .png, .svg or .pdf")
@@ -112,7 +114,8 @@ def bars(ax, labels, values, errors=None, *, ylabel, title=None, baseline=None, 
 def name_bars(ax, labels):
     """The labels under the bars: on several lines where that makes them fit, else slanting."""
     points = ax.get_window_extent().width / ax.figure.dpi * 72
-    letters = max(1, int(points / max(len(labels), 1) / 5.7))       # that fit under a bar
+    # That fit under a bar.
+    letters = max(1, int(points / max(len(labels), 1) / 5.7))
     lines = [textwrap.wrap(plain(label), letters, break_long_words=False) for label in labels]
     if all(len(line) <= letters for name in lines for line in name):
         ax.set_xticks(range(len(lines)), ["\n".join(name) for name in lines])

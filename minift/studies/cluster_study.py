@@ -25,8 +25,10 @@ from minift.world.tasks import TASKS, world_rows
 
 TEMPLATES = "data/instructions/templates.json"
 METRICS = {"exact_match": "exact match, and it stops", "rouge_l": "ROUGE-L", "rank": "rank classification"}
-BATCH_SIZE = 8      # rows of a step of tuning
-N_OPTIONS = 4       # of a rank classification at most: the right answer and others of the same task
+# Rows of a step of tuning.
+BATCH_SIZE = 8
+# Of a rank classification at most: the right answer and others of the same task.
+N_OPTIONS = 4
 
 
 def world_chats(n, seed, templates=TEMPLATES):

@@ -26,8 +26,10 @@ from minift.world.recipes import ENCODER, init_encoder
 SIZES = (16, 64, 256, 1024, 4096)
 WAYS = {"probe": SIZES, "full": SIZES, "scratch": SIZES, "bag of words": SIZES, "probe-then-full": (256, 1024),
         "random encoder": SIZES, "shuffled labels": SIZES}
-DRAWN = ("probe", "full", "scratch", "bag of words", "probe-then-full", "random encoder")      # the others are chance
-STEPS = {16: 40, 64: 60, 256: 120, 1024: 200, 4096: 300}      # of training all parameters
+# The others are chance.
+DRAWN = ("probe", "full", "scratch", "bag of words", "probe-then-full", "random encoder")
+# Of training all parameters.
+STEPS = {16: 40, 64: 60, 256: 120, 1024: 200, 4096: 300}
 LR = {"full": 5e-4, "probe-then-full": 5e-4, "scratch": 1e-3}
 REGIME = {"scratch": "full", "random encoder": "probe", "shuffled labels": "probe"}
 N_TEST = 500
@@ -137,7 +139,8 @@ def draw(path, curve):
                         title=f"{name}, tested on {domain}")
             log_labels(axis, SIZES)
             axis.axhline(1 / len(LABELS[name]), color="#777777", linewidth=1, linestyle=":", label="chance")
-            axis.get_legend().remove()          # one for all pictures, where it hides nothing
+            # One for all pictures, where it hides nothing.
+            axis.get_legend().remove()
     fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, handlelength=3)
     show.save(fig, path)
 

@@ -12,7 +12,8 @@ from minift.errors import MiniftError
 from minift.text.chat_format import MINIFT
 
 ROLES = ("system", "user", "assistant")
-SPECIAL = re.compile(r"(<[^<>\s]+>)")        # a special token's name, in a template
+# A special token's name, in a template.
+SPECIAL = re.compile(r"(<[^<>\s]+>)")
 
 
 def encode_chat(tokenizer, messages, add_generation_prompt=False):
@@ -35,7 +36,8 @@ def encode_chat(tokenizer, messages, add_generation_prompt=False):
 
 def format_of(tokenizer):
     """The ChatFormat of a tokenizer's model; MiniftError when it is unknown."""
-    chat = getattr(tokenizer, "chat", MINIFT)           # a tokenizer that says nothing of chats gets minift's own form
+    # A tokenizer that says nothing of chats gets minift's own form.
+    chat = getattr(tokenizer, "chat", MINIFT)
     if chat is None:
         raise MiniftError("this model's chat template is none that minift knows (ChatML, Llama 3); give it plain "
                           'texts, {"text"}, or take another model')

@@ -16,14 +16,22 @@ PROBES = [[("user", " a\n")], [("system", " s "), ("user", "a")],
 class ChatFormat:
     """The template text around the turns' own texts; names of special tokens in it become their ids."""
 
-    header: str = "<{role}>"            # before each text
-    others_end: str = ""                # after a text that the model did not write
-    end: str = "<eos>"                  # after a text of the model's, which writes this as well
-    after: str = ""                     # after that
-    begin: str = ""                     # before all
-    system: str | None = None           # what the system says when a conversation has no system turn
-    system_prefix: str = ""             # before what the system says
-    strip: bool = False                 # white space at both ends of a text is dropped
+    # Before each text.
+    header: str = "<{role}>"
+    # After a text that the model did not write.
+    others_end: str = ""
+    # After a text of the model's, which writes this as well.
+    end: str = "<eos>"
+    # After that.
+    after: str = ""
+    # Before all.
+    begin: str = ""
+    # What the system says when a conversation has no system turn.
+    system: str | None = None
+    # Before what the system says.
+    system_prefix: str = ""
+    # White space at both ends of a text is dropped.
+    strip: bool = False
 
     def pieces(self, messages, add_generation_prompt=False):
         """Yield (text, from the template?, written by the model?) in order; together they are the conversation."""
@@ -68,7 +76,8 @@ MINIFT = ChatFormat()
 CHATML = ChatFormat("<|im_start|>{role}\n", "<|im_end|>\n", "<|im_end|>", "\n")
 LLAMA3 = ChatFormat("<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>", "<|eot_id|>", strip=True,
                     begin="<|begin_of_text|>")
-LLAMA31 = replace(LLAMA3, system="",            # the date is the template's own, so that the same chat has the same ids
+# The date is the template's own, so that the same chat has the same ids.
+LLAMA31 = replace(LLAMA3, system="",
                   system_prefix="Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n")
 
 
@@ -95,11 +104,13 @@ def probes():
 
 def render(template, messages, add_generation_prompt, bos):
     """What a Jinja template writes; None when it refuses the messages, or does something that a template must not."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment  # comes with torch; slow to load, and rarely needed
+    # Comes with torch; slow to load, and rarely needed.
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     try:
         return environment.from_string(template).render(messages=messages, bos_token=bos,
                                                         add_generation_prompt=add_generation_prompt)
-    except Exception:       # a template is a program that others wrote: whatever it does
+    # A template is a program that others wrote: whatever it does.
+    except Exception:
         return None

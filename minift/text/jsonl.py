@@ -21,7 +21,8 @@ def read_jsonl(path, required=()):
     """
     rows = []
     try:
-        with open(path, "rb") as file:      # bytes: only these lines end at "\n" alone, and not at U+2028 inside a text
+        # Bytes: only these lines end at "\n" alone, and not at U+2028 inside a text.
+        with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if line.strip():

@@ -57,7 +57,8 @@ class Tokenizer:
             raise MiniftError(f"the tokenizer lacks {len(missing)} of the 256 single bytes (the first is {missing[0]})")
         n, ranks = self.vocab_size, dict(self.ranks)
         for i, byte in enumerate(missing):
-            ranks[bytes([byte])] = n + i                     # tiktoken crashes on a byte that has no id
+            # Tiktoken crashes on a byte that has no id.
+            ranks[bytes([byte])] = n + i
         encoding = tiktoken.Encoding("minift", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens={})
         if not missing:
             return encoding.encode_ordinary
@@ -116,10 +117,12 @@ class Tokenizer:
         """The ids of a text, as a list; never a special id, even where the text spells a special token's name."""
         if not isinstance(text, str):
             raise MiniftError(f"only a string can be encoded; got {type(text).__name__}")
-        utf8(text)      # tiktoken would silently turn a lone surrogate into U+FFFD
+        # Tiktoken would silently turn a lone surrogate into U+FFFD.
+        utf8(text)
         try:
             return self._encode(text)
-        except BaseException as error:      # a crash inside of tiktoken is no Exception
+        # A crash inside of tiktoken is no Exception.
+        except BaseException as error:
             if type(error).__name__ != "PanicException":
                 raise
             raise MiniftError("the text has a run of white space so long that this tokenizer's pattern cannot cut it; "
@@ -173,7 +176,8 @@ class Tokenizer:
         ranks = {token.decode("latin-1"): i for token, i in sorted(self.ranks.items(), key=lambda item: item[1])}
         stored = {"format": "minift-tokenizer", "version": 1, "pattern": self.pattern, "special": self.special,
                   "ranks": ranks}
-        if self.kind != "bpe":              # what one trained here does not need is not written
+        # What one trained here does not need is not written.
+        if self.kind != "bpe":
             stored["kind"] = self.kind
         if self.roles:
             stored["roles"] = self.roles

@@ -11,12 +11,16 @@ import unicodedata
 
 import regex
 
-LONGEST_WORD = 100          # characters; a longer word is unknown
+# characters; a longer word is unknown.
+LONGEST_WORD = 100
 UNKNOWN = b" [UNK]"
-DROPPED = regex.compile(r"(?![\t\n\r])[\p{Cc}\p{Cf}\p{Co}\uFFFD]")           # control characters
+# Control characters.
+DROPPED = regex.compile(r"(?![\t\n\r])[\p{Cc}\p{Cf}\p{Co}\uFFFD]")
 IDEOGRAPH = regex.compile(r"[\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF\U00020000-\U0002A6DF\U0002A700-\U0002CEAF"
-                          r"\U0002F800-\U0002FA1F]")                         # each is a word of its own
-SIGN = r"\p{P}$+<=>^`|~"                                                     # and so is each of these
+                          # Each is a word of its own.
+                          r"\U0002F800-\U0002FA1F]")
+# And so is each of these.
+SIGN = r"\p{P}$+<=>^`|~"
 WORD = regex.compile(rf"[{SIGN}]|[^\s{SIGN}]+")
 
 
@@ -30,7 +34,8 @@ def words(text, lower):
     text = IDEOGRAPH.sub(r" \g<0> ", DROPPED.sub("", text))
     if lower:
         text = regex.sub(r"\p{Mn}", "", unicodedata.normalize("NFD", text))
-        text = "".join(character.lower() for character in text)              # one by one: no rule for a final sigma
+        # One by one: no rule for a final sigma.
+        text = "".join(character.lower() for character in text)
     return WORD.findall(text)
 
 

@@ -86,7 +86,8 @@ def prepare(tour, stages, resume):
     done = {name: tour.out / "stages" / f"{name}.json" for name in STAGES}
     present = [name for name, path in done.items() if path.exists()]
     if present and not resume and len(stages) == len(STAGES):
-        shutil.rmtree(tour.out / "stages")  # a whole new tour replaces the old one
+        # A whole new tour replaces the old one.
+        shutil.rmtree(tour.out / "stages")
         present = []
     tour.results = {name: Result.load(done[name]) for name in present if resume or name not in stages}
     for name in stages:
@@ -143,7 +144,8 @@ def draw_overview(tour):
         before, after = result.row["before"], result.row["after"]
         show.bars(axis, ["before", "after"], [before, after], ylabel="",
                   title=f"{STAGES[name][1].split()[0]} {name}\n{result.row['measure']}")
-        if before > 100 * after > 0:        # perplexities: on an even scale the second bar would not be seen
+        # Perplexities: on an even scale the second bar would not be seen.
+        if before > 100 * after > 0:
             axis.set_yscale("log")
             axis.set_ylim(bottom=1)
     show.save(fig, tour.picture("overview"))

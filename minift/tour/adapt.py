@@ -148,7 +148,8 @@ def speed_ratio(model, other, tokenizer, repeats=7):
     """Median time of generation with `model` over that with `other`, measured in turn."""
     prompt = torch.tensor([tokenizer.encode("One sunny morning")] * 8)
     times = ([], [])
-    for turn in range(2 * repeats):  # in turn, and each as often first as second
+    # In turn, and each as often first as second.
+    for turn in range(2 * repeats):
         for which in (0, 1) if turn % 2 else (1, 0):
             start = time.perf_counter()
             generate((model, other)[which], prompt, max_new_tokens=24, eos_id=None, pad_id=tokenizer.pad_id)

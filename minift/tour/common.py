@@ -16,27 +16,35 @@ from minift.text.batches import chunks, collate
 from minift.world.rubric import judge
 
 BASE, ENCODER = Path("data/base"), Path("data/encoder")
-TEMPERATURE = 0.7  # of every sampled story, PPO's too; KL is between these sharpened distributions
+# Of every sampled story, PPO's too; KL is between these sharpened distributions.
+TEMPERATURE = 0.7
 
 
 @dataclass(frozen=True)
 class Settings:
     """How much of everything: the full tour by default; `quick()` only shows that all of it runs."""
 
-    window_batch: int = 16  # windows of 256 tokens in a batch of continued pre-training
-    domain_steps: int = 50  # optimizer steps on the new domain
+    # Windows of 256 tokens in a batch of continued pre-training.
+    window_batch: int = 16
+    # Optimizer steps on the new domain.
+    domain_steps: int = 50
     domain_lr: float = 2e-3
-    replay_share: float = 0.3  # of the rows of a batch
+    # Of the rows of a batch.
+    replay_share: float = 0.3
     lora_rank: int = 8
     lora_lr: float = 1e-2
-    n_domain: int = 400  # documents to train on
-    n_valid: int = 60  # documents of each domain to evaluate on
+    # Documents to train on.
+    n_domain: int = 400
+    # Documents of each domain to evaluate on.
+    n_valid: int = 60
     n_instructions: int = 6000
     sft_steps: int = 170
     sft_batch: int = 32
     sft_lr: float = 1e-3
-    n_answers: int = 240  # held-out questions
-    n_pairs: int = 1000  # prompts with two sampled answers each
+    # held-out questions.
+    n_answers: int = 240
+    # Prompts with two sampled answers each.
+    n_pairs: int = 1000
     n_pairs_valid: int = 160
     reward_epochs: int = 1
     reward_lr: float = 1e-3
@@ -45,13 +53,19 @@ class Settings:
     dpo_epochs: int = 2
     dpo_lr: float = 1.5e-4
     dpo_beta: float = 0.2
-    n_prompts: int = 120  # held-out prompts of the comparison
-    story_tokens: int = 144  # longest story
-    label_sizes: tuple = (16, 64, 256, 1024)  # labelled stories of the encoder's learning curve
-    n_full_sizes: int = 2  # how many of these sizes train all parameters, too
-    label_steps: int = 60  # of such a training
+    # held-out prompts of the comparison.
+    n_prompts: int = 120
+    # Longest story.
+    story_tokens: int = 144
+    # Labelled stories of the encoder's learning curve.
+    label_sizes: tuple = (16, 64, 256, 1024)
+    # How many of these sizes train all parameters, too.
+    n_full_sizes: int = 2
+    # Of such a training.
+    label_steps: int = 60
     n_labelled_test: int = 400
-    n_cluster_rows: int = 36 * 24  # chats of all the world's tasks, for the fold that withholds a cluster
+    # Chats of all the world's tasks, for the fold that withholds a cluster.
+    n_cluster_rows: int = 36 * 24
     cluster_steps: int = 90
     cluster_lr: float = 5e-4
 
@@ -73,7 +87,8 @@ class Tour:
     settings: Settings = field(default_factory=Settings)
     base: Path = BASE
     encoder: Path = ENCODER
-    results: dict = field(default_factory=dict)  # stage name -> Result
+    # Stage name -> Result.
+    results: dict = field(default_factory=dict)
 
     def load(self, name):
         """(model, tokenizer) that a stage has saved under `name`; "base" and "pretrained encoder" come with minift."""
@@ -92,12 +107,17 @@ class Tour:
 class Result:
     """What a stage found."""
 
-    sentence: str  # one plain sentence: what happened
-    measures: dict  # name -> number, what the table and the seeds' spread are made of
-    row: dict  # the stage's row in the closing table
+    # One plain sentence: what happened.
+    sentence: str
+    # Name -> number, what the table and the seeds' spread are made of.
+    measures: dict
+    # The stage's row in the closing table.
+    row: dict
     texts: list = field(default_factory=list)  # (label, text): samples
-    rows: list = field(default_factory=list)  # a small table of the stage's own
-    pictures: list = field(default_factory=list)  # paths
+    # A small table of the stage's own.
+    rows: list = field(default_factory=list)
+    # paths.
+    pictures: list = field(default_factory=list)
     seconds: float = 0.0
 
     def save(self, path):

@@ -27,7 +27,8 @@ def encoder(tour):
     draw.draw_blanks(tour, tokenizer, *tokens)
     task = Task(TASK, tour.seed, model.body, tokenizer, s.label_sizes[-1], s.n_labelled_test, ("stories",))
     curve, few = learning_curve(task, s), s.label_sizes[0]
-    probe = task.fit("probe", s.label_sizes[1])      # with more labels there is little left to confuse
+    # With more labels there is little left to confuse.
+    probe = task.fit("probe", s.label_sizes[1])
     save_model(probe, tokenizer, tour.out / "encoder")
     right, (confidence, guesses) = labels_of(task.test["stories"]), task.probabilities(probe, "stories").max(-1)
     names = [[task.labels[int(i)] for i in part] for part in (guesses, right)]

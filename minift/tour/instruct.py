@@ -22,7 +22,8 @@ from minift.world.tasks import world_rows
 
 INSTRUCTIONS = Path("data/instructions")
 READING = tuple(task for task in TASKS if task not in WRITING)
-MIXTURE = READING + WRITING * 6  # two in five examples ask for a story, which has many more tokens to get right
+# Two in five examples ask for a story, which has many more tokens to get right.
+MIXTURE = READING + WRITING * 6
 
 
 def sft(tour):

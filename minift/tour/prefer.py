@@ -16,7 +16,8 @@ from minift.ways.preferences import annotate, sample_pairs
 from minift.world.instructions import story_requests
 from minift.world.rubric import judge
 
-NOISE = 0.5  # of the simulated annotators, in points of the rubric
+# Of the simulated annotators, in points of the rubric.
+NOISE = 0.5
 
 
 def preferences(tour):

@@ -11,7 +11,8 @@ from minift.studies.cluster_study import METRICS, assess, tune, world_chats
 from minift.tour.common import Result
 
 WITHHELD = "lookup"
-STUDY = Path("data/clusters/clusters.png")      # all folds over five seeds, which take hours
+# All folds over five seeds, which take hours.
+STUDY = Path("data/clusters/clusters.png")
 
 
 def clusters(tour):

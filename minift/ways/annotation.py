@@ -89,7 +89,8 @@ def distances(values, counts, level):
     """(L, L) squared differences between values: of a label, of ranks, of numbers, of proportions."""
     if level == "nominal":
         return 1.0 - np.eye(len(values))
-    if level == "ordinal":      # the ratings between the two values, and half of those at both ends
+    # The ratings between the two values, and half of those at both ends.
+    if level == "ordinal":
         rank = np.cumsum(counts) - counts / 2
         return (rank[:, None] - rank[None, :]) ** 2
     x = np.array(values, dtype=float)
@@ -172,11 +173,13 @@ def dawid_skene(ratings, iterations=200, tolerance=1e-8):
     rated = votes.sum(1, keepdims=True) > 0
     posteriors = np.where(rated, votes / np.maximum(votes.sum(1, keepdims=True), 1), 1 / len(labels))
     for _ in range(iterations):
-        frequencies = posteriors[rated[:, 0]].mean(0)                                    # M step, eq. 2.4
+        # M step, eq. 2.4.
+        frequencies = posteriors[rated[:, 0]].mean(0)
         confusions = np.einsum("il,aik->alk", posteriors, said) + 1e-9                   # eq. 2.3
         confusions /= confusions.sum(2, keepdims=True)
         scores = np.log(frequencies + 1e-300) + np.einsum("aik,alk->il", said, np.log(confusions))
-        new = np.exp(scores - scores.max(1, keepdims=True))                              # E step, eq. 2.5
+        # E step, eq. 2.5.
+        new = np.exp(scores - scores.max(1, keepdims=True))
         new /= new.sum(1, keepdims=True)
         moved, posteriors = np.abs(new - posteriors).max(), new
         if moved < tolerance:

@@ -10,13 +10,19 @@ import random
 from minift.errors import MiniftError
 from minift.ways import annotation
 
-MINUTES = 0.25              # a label, at the pace that data/guidelines.md plans
-PITFALLS = 0.15             # of the items
-MISREAD = {"vague": 0.6, "clear": 0.1}      # of the pitfalls by each annotator, under such guidelines
-HASTY = [[0.95, 0.05], [0.6, 0.4]]          # mostly says what stands first
-PEOPLE = (*(annotation.noisy(accuracy, 2) for accuracy in (0.92, 0.86, 0.9, 0.7)), HASTY)   # how they slip
+# A label, at the pace that data/guidelines.md plans.
+MINUTES = 0.25
+# Of the items.
+PITFALLS = 0.15
+# Of the pitfalls by each annotator, under such guidelines.
+MISREAD = {"vague": 0.6, "clear": 0.1}
+# Mostly says what stands first.
+HASTY = [[0.95, 0.05], [0.6, 0.4]]
+# How they slip.
+PEOPLE = (*(annotation.noisy(accuracy, 2) for accuracy in (0.92, 0.86, 0.9, 0.7)), HASTY)
 TASKS = ("ended_well", "is_animal", "is_colour", "somebody_speaks", "animal_or", "colour_or", "place_or", "mood",
-         "first_event", "first_named")      # the tasks with two options
+         # The tasks with two options.
+         "first_event", "first_named")
 
 
 def options(row):

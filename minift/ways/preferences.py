@@ -19,11 +19,16 @@ from minift.text.chat import encode_prompt
 class Answer:
     """One sampled answer, as ids (for log-probabilities) and as text (for people)."""
 
-    prompt: object  # str or messages
-    prompt_ids: list  # the chat template's ids, up to where the answer begins
-    response_ids: list  # what the model wrote, its <eos> included
-    text: str  # without special tokens
-    ended: bool  # did it write <eos>?
+    # Str or messages.
+    prompt: object
+    # The chat template's ids, up to where the answer begins.
+    prompt_ids: list
+    # What the model wrote, its <eos> included.
+    response_ids: list
+    # Without special tokens.
+    text: str
+    # Did it write <eos>?
+    ended: bool
 
 
 def sample_answers(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, batch_size=64, seed=0):

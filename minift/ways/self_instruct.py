@@ -118,10 +118,13 @@ def why_not(task, blacklist=BLACKLIST):
         return "keyword"
     if instruction.lower().startswith("write a program"):
         return "program"
-    if not regex.match(r"[\p{L}\p{M}\p{N}¿¡]", instruction):                # ¿ and ¡: so do Spanish sentences begin
+    # ¿ and ¡: so do Spanish sentences begin.
+    if not regex.match(r"[\p{L}\p{M}\p{N}¿¡]", instruction):
         return "punctuation first" if regex.match(r"\p{P}", instruction) else "symbol first"
-    answer, asked = normalised(answer), f" {normalised(instruction)} "       # in the input it may stand: look it up
-    offered = f" or {answer} " in asked or f" {answer} or " in asked         # a choice, "red or blue", names it
+    # In the input it may stand: look it up.
+    answer, asked = normalised(answer), f" {normalised(instruction)} "
+    # A choice, "red or blue", names it.
+    offered = f" or {answer} " in asked or f" {answer} or " in asked
     return "answer leaks" if answer == normalised(given) or (f" {answer} " in asked and not offered) else None
 
 

@@ -15,8 +15,10 @@ from minift.text.chat import check_messages
 from minift.text.jsonl import read_jsonl
 
 SPLITS = ("seen", "held-out")
-DEFAULTS = {"inverted": False, "split": "seen"}     # what a template need not say
-MARK = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")   # of two braces, of one slot, or a brace that stands alone
+# What a template need not say.
+DEFAULTS = {"inverted": False, "split": "seen"}
+# Of two braces, of one slot, or a brace that stands alone.
+MARK = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 SLOT = re.compile(r"\w+(?:[ -]\w+)*")
 
 

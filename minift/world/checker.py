@@ -16,10 +16,12 @@ from minift.world.scenes import TROUBLE, Scene, with_articles
 from minift.world.scenes import fill as fill_form
 
 LOOKUPS = {"who": "who", "where": "where", "animal": "animal", "thing": "thing", "colour": "colour",
-           "what_went_wrong": "trouble"}       # task -> kind of fact
+           # Task -> kind of fact.
+           "what_went_wrong": "trouble"}
 CHOICES = {"animal_or": "animal", "colour_or": "colour", "place_or": "place"}
 TASKS = (*LOOKUPS, "ended_well", "is_animal", "is_colour", "somebody_speaks", *CHOICES, "mood")
-NOT_FACTS = ("story", "one", "two", "asked", "an_asked")        # slots that a question fills with what it likes
+# Slots that a question fills with what it likes.
+NOT_FACTS = ("story", "one", "two", "asked", "an_asked")
 
 
 def _slots():
@@ -118,7 +120,8 @@ def judge(task, slots, response, said):
     """Whether `said` is the template's response for the story in the slots; None when the story does not tell."""
     facts = read_story(slots["story"])
     if any(slots[name] != facts.get(name, slots[name]) for name in slots if name not in NOT_FACTS):
-        return False            # the question is about another child, animal or thing
+        # The question is about another child, animal or thing.
+        return False
     right = answer_of(task, facts, slots)
     return None if right is None else said == fill(response, {**facts, **slots, "answer": right})
 

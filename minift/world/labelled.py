@@ -13,7 +13,8 @@ from minift.world import scenes as world
 from minift.world.corpus import ask, fill_colour, true_or_false
 from minift.world.scenes import draw_scene, draw_scenes, fill, with_articles
 
-TOPICS = {          # label -> what went wrong, a key of world.TROUBLE
+# Label -> what went wrong, a key of world.TROUBLE.
+TOPICS = {
     "lost": "the {object} got lost", "water": "the {object} fell into the water",
     "tree": "the {object} got stuck in a tree", "broken": "the {object} broke",
     "thief": "a thief took the {object}", "runaway": "the {animal} ran away",
@@ -21,11 +22,13 @@ TOPICS = {          # label -> what went wrong, a key of world.TROUBLE
 LABELS = {"sentiment": ("sad", "happy"), "topic": tuple(TOPICS), "follows": ("no", "yes", "unknown")}
 DOMAINS = ("stories", "letters")
 
-LATE = (            # {this}: how it comes out; {other}: how it seemed
+# {this}: how it comes out; {other}: how it seemed.
+LATE = (
     "All seemed {other}, but then all was {this}.",
     "Everybody thought that all was {other}, and yet it came out {this}.",
 )
-CONTRAST = (        # {this}: a word for how it ends; {other}: a word for the contrary
+# {this}: a word for how it ends; {other}: a word for the contrary.
+CONTRAST = (
     "In the end {name} was {this}, not {other}.",
     "{name} had thought to go home {other}, but went home {this}.",
     "{name} was no longer {other} now, only {this}.",
@@ -55,7 +58,8 @@ LETTER_TROUBLE = {
     "thief": ("Somebody stole my {object}.", "A robber has run off with the {object}."),
     "runaway": ("My {animal} slipped away from me.", "The {animal} pulled the lead out of my hand and was off."),
 }
-STATEMENTS = {      # fact -> statement; these facts are told in some texts only
+# Fact -> statement; these facts are told in some texts only.
+STATEMENTS = {
     "weather": "The weather was {}.", "time": "It happened on a {}.", "helper": "The story speaks of a {}.",
     "food": "There were some {}.", "size": "The animal was {}.", "make": "The thing was {}.",
 }

@@ -27,7 +27,8 @@ LEADS = ("Please: ", "Read the story and answer. ", "Look into the text. ", "I w
          "Now you. ", "Think of the story. ", "Help me. ", "One more thing. ", "I am not sure. ", "For our class: ",
          "My turn to ask. ", "Read well. ")
 TAILS = (" Please.", " Only the answer.", " Write nothing else.", " Thank you.", " It is in the text.", " In short.")
-QUOTING = ("order", "gap", "finish", "next", "rewrite")     # what stands behind such a request would belong to its text
+# What stands behind such a request would belong to its text.
+QUOTING = ("order", "gap", "finish", "next", "rewrite")
 # how much more often than others, because they take more practice
 OFTEN = {"is it": 3, "either": 2, "rewrite": 2, "mood": 2, "first": 2, "gap": 2, "question": 2, "order": 0.5}
 

@@ -46,9 +46,12 @@ ENCODER = {
     "warmup": 200,
     "eval_every": 1000,
     "n_documents": 140_000,
-    "statements": 0.3,      # the share of documents that are a story and statements about it
-    "hidden": 0.3,          # the share of tokens to fill in; on small budgets more than BERT's 0.15 learns faster
-    "init_std": 0.06,       # of all matrices: BERT's 0.02 belongs to a width of 768
+    # The share of documents that are a story and statements about it.
+    "statements": 0.3,
+    # The share of tokens to fill in; on small budgets more than BERT's 0.15 learns faster.
+    "hidden": 0.3,
+    # Of all matrices: BERT's 0.02 belongs to a width of 768.
+    "init_std": 0.06,
     "config": {"context_length": 256, "n_layer": 4, "n_head": 4, "d_model": 128, "d_ff": 512, "causal": False,
                "norm_first": False, "norm": "layernorm", "positions": "learned", "mlp": "gelu", "bias": True},
 }

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from minift.world import lexicon
 from minift.world import scenes as world
 
-ASKED, WHOLE, HAPPY, KIND, SPEECH = 2.0, 2.5, 2.5, 2.0, 1.0  # points, together 10
-FAULT = 0.5  # taken off for each fault
+# Points, together 10.
+ASKED, WHOLE, HAPPY, KIND, SPEECH = 2.0, 2.5, 2.5, 2.0, 1.0
+# Taken off for each fault.
+FAULT = 0.5
 
 KINDS = {
     word: kind
@@ -26,7 +28,8 @@ KINDS = {
                         ("ADVERB", lexicon.ADVERBS))
     for word in group
 }
-VERBS = {"saw"}  # the one thing whose name is a word of the sentence forms as well ("Nobody saw the thief again.")
+# The one thing whose name is a word of the sentence forms as well ("Nobody saw the thief again.").
+VERBS = {"saw"}
 PRONOUNS = {"he": "she", "him": "her", "his": "her", "an": "a"}
 
 
@@ -68,13 +71,17 @@ class Judgement:
     """What the rubric saw in one story."""
 
     score: float  # 0 to 10
-    roles: tuple  # the role of each sentence; None: not a sentence of this world
-    asked: float  # share of the request that the story keeps: child, animal, thing, its colour
-    whole: float  # share of opening, trouble, turn and ending that are there and in order
+    # The role of each sentence; None: not a sentence of this world.
+    roles: tuple
+    # Share of the request that the story keeps: child, animal, thing, its colour.
+    asked: float
+    # Share of opening, trouble, turn and ending that are there and in order.
+    whole: float
     happy: bool
     kind: bool
     speech: bool
-    faults: int  # ill-formed, repeated or inconsistent sentences
+    # ill-formed, repeated or inconsistent sentences.
+    faults: int
 
 
 def judge(story, scene):

@@ -134,8 +134,10 @@ class Scene:
     """What happens in one story. Every field is a word (or phrase) of the lexicon unless it says otherwise."""
 
     name: str
-    girl: bool       # True: she, her; False: he, his
-    place: str       # with its article: "the old mill"
+    # True: she, her; False: he, his.
+    girl: bool
+    # With its article: "the old mill"
+    place: str
     animal: str
     object: str
     colour: str
@@ -143,13 +145,20 @@ class Scene:
     food: str
     weather: str
     time: str
-    size: str        # of the animal
-    make: str        # of the thing
-    trouble: str     # a key of TROUBLE
-    happy: bool      # how it ends
-    late: bool       # a late turn of events reverses what the first turn promised
-    kind: bool       # somebody does a kindness
-    speech: bool     # somebody speaks
+    # Of the animal.
+    size: str
+    # Of the thing.
+    make: str
+    # A key of TROUBLE.
+    trouble: str
+    # How it ends.
+    happy: bool
+    # A late turn of events reverses what the first turn promised.
+    late: bool
+    # Somebody does a kindness.
+    kind: bool
+    # Somebody speaks.
+    speech: bool
 
     @property
     def thing(self):

@@ -17,9 +17,12 @@ from minift.world.facts import FACTS, another, fact, known, mentions, phrase, re
 from minift.world.rubric import ROLES, VERBS, sentences, skeleton
 from minift.world.scenes import draw_scenes, tell, with_articles
 
-COUNTS = {"sentences": (5, 6, 7, 8, 9), "name": (2, 3, 4, 5), "animal": (1, 2, 3, 4)}     # each equally likely
-PAIRS = (("name", "animal"), ("animal", "place"), ("object", "helper"), ("helper", "food"))  # either may come first
-EVENTS = (          # role of a sentence, what it has, the event as a clause
+# Each equally likely.
+COUNTS = {"sentences": (5, 6, 7, 8, 9), "name": (2, 3, 4, 5), "animal": (1, 2, 3, 4)}
+# Either may come first.
+PAIRS = (("name", "animal"), ("animal", "place"), ("object", "helper"), ("helper", "food"))
+# Role of a sentence, what it has, the event as a clause.
+EVENTS = (
     ("detail", " met the ", "they met the {helper}"), ("detail", " ate some ", "they ate some {food}"),
     ("detail", " sniffed ", "the {animal} sniffed at the {object}"), ("detail", " played ", "they played"),
     ("trouble", "", "{trouble}"), ("speech", " said the ", "the {helper} said something"),
@@ -27,7 +30,8 @@ EVENTS = (          # role of a sentence, what it has, the event as a clause
     ("kindness", " shared ", "{name} shared some {food}"), ("kindness", " helped ", "{name} helped the {helper}"),
     ("kindness", " gave ", "{name} gave the {animal} some {food}"),
 )
-PASSAGE = 3         # sentences of a text that is to be rewritten; the third at the latest names the thing
+# Sentences of a text that is to be rewritten; the third at the latest names the thing.
+PASSAGE = 3
 SUMMARY = "{name} and {an_animal} at {place}: {trouble}, and it ended {ending}."
 REQUEST = "Write a story about {name}, {an_animal} and {a_thing}."
 

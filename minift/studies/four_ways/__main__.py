@@ -15,7 +15,8 @@ def measure(maker, way, steps=tuning.STEPS, n_test=tuning.N_TEST):
     made, facts = ([], {}) if way == "base" else maker.make(way)
     model, tokenizer = tuning.fit(maker.base, made, maker.seed, steps) if made else load_model(maker.base)
     scores = {name: tuning.score(model, tokenizer, part) for name, part in tuning.tests(maker, n_test).items()}
-    del scores["people"]["clusters"]        # hundred rows in twenty of them
+    # Hundred rows in twenty of them.
+    del scores["people"]["clusters"]
     return {**({"rows": len(made), **facts, **tuning.diversity(made)} if made else {}), "scores": scores}
 
 
@@ -29,7 +30,8 @@ def run(out, base="data/base", seeds=(0, 1, 2), ways=("base", *rows.WAYS), steps
             path = out / "cells" / f"{way.replace(', ', '-')}-{seed}.json"
             if not path.exists():
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")     # of rows that are longer than the context
+                    # Of rows that are longer than the context.
+                    warnings.simplefilter("ignore")
                     write_json(path, measure(maker, way, steps, n_test))
             cells[way, seed] = read_json(path)
             scores = cells[way, seed]["scores"]["tasks"]

@@ -7,13 +7,15 @@ import torch
 from minift import show
 from minift.core.files import write_json, write_text
 
-COLUMNS = (     # heading, path into a cell, how it is printed
+# Heading, path into a cell, how it is printed.
+COLUMNS = (
     ("rows", ("rows",), "{:,.0f}"), ("minutes of people", ("minutes",), "{:,.0f}"),
     ("tokens written by a model", ("model_tokens",), "{:,.0f}"), ("wrong", ("label_error",), "{:.1%}"),
     ("distinct-2", ("distinct_2",), "{:.2f}"), ("nearest", ("nearest",), "{:.2f}"),
     ("exact", ("scores", "tasks", "exact"), "{:.2f}"), ("ROUGE-L", ("scores", "tasks", "rouge"), "{:.2f}"),
     ("ended", ("scores", "tasks", "ended"), "{:.2f}"), ("people's: ROUGE-L", ("scores", "people", "rouge"), "{:.2f}"))
-SPREAD = ("exact", "ROUGE-L", "people's: ROUGE-L")      # columns that show their standard deviation
+# Columns that show their standard deviation.
+SPREAD = ("exact", "ROUGE-L", "people's: ROUGE-L")
 
 
 def write(out, cells, seeds, settings, crowd):

@@ -20,7 +20,8 @@ from minift.world.tasks import TASKS, world_rows
 
 TOKENS_A_STEP, STEPS, LR = 2048, 80, 5e-4
 N_TEST, ANSWER_TOKENS, N_DIVERSITY = 224, 48, 150
-OPEN = ("generation", "inversion")      # clusters in which many answers are right; so has the task last_sentence
+# Clusters in which many answers are right; so has the task last_sentence.
+OPEN = ("generation", "inversion")
 TESTED = tuple(task for task, (cluster, _) in TASKS.items() if cluster not in OPEN and task != "last_sentence")
 
 
