@@ -10,7 +10,7 @@ from minift.core import attention, logprobs
 from minift.errors import MiniftError
 from minift.learn import check as module
 from minift.learn.check import check, examine
-from minift.learn.hints import HINTS
+from minift.learn.explain import HINTS
 from minift.text import batches, jsonl
 
 

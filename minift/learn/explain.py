@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from minift.core.files import read_json
 from minift.errors import MiniftError
-from minift.learn.hints import HINTS
 
 TESTS = Path(__file__).resolve().parents[2] / "tests"
 LIBRARIES = tuple({str(TESTS), str(TESTS.parent / "minift"), "<frozen",
                    *map(sysconfig.get_paths().get, ("stdlib", "purelib", "platlib"))})
+# Test -> {a part of the failed line or of its message: the usual mistake}; the part "" stands for any. A law that says
+# by itself what is wrong has no hint.
+HINTS = read_json(Path(__file__).with_name("hints.json"))
 # Columns of a report.
 WIDTH = 100
 HINT = "this looks like: "

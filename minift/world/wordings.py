@@ -1,62 +1,11 @@
-"""How exercises are worded: for each kind of exercise what may be asked, with {fields} of a told scene.
+"""How exercises are worded: wordings.json has, for each kind of exercise, questions with {fields} of a told scene.
 
 No wording is that of an instruction template (data/instructions): those are kept for tuning and judging.
 """
 
-WORDINGS = {
-    "who": ("Which name has the child?", "Whose story is it?", "Say the name of the child in this text.",
-        "Who is the child here?", "Tell me who the child is.", "Write the first name that you read here."),
-    "where": ("Name the place.", "Say where {name} was.", "At what place are we?", "The place of this story",
-        "Tell me where all this happens.", "Write down the place, with at."),
-    "animal": ("Name the animal.", "What kind of creature goes with {name}?", "The animal of {name}",
-        "Say which animal you read about.", "Tell me what animal is there.", "Write down the companion of {name}."),
-    "thing": ("Name the thing.", "What does {name} have, apart from the {animal}?", "The thing that {name} has",
-        "Say what was {colour}.", "Tell me which thing this is about.", "Write down the {colour} thing."),
-    "colour": ("Name the colour that the {object} has.", "Say what colour the {object} has.",
-        "Its colour, I mean of the {object}", "Tell me the colour that is meant.", "Write down the colour word.",
-        "How was the {object} painted?"),
-    "trouble": ("Name the trouble.", "Say what went wrong.", "The bad thing in this text", "What spoiled the {time}?",
-        "Tell me about the accident in a few words.", "Write down the problem of {name}."),
-    "ended well": ("Does it end well, yes or no?", "A good end? (yes, no)", "Does all turn out well? yes or no",
-        "Say yes if {name} is glad in the end, and no if not."),
-    "is it": ("Is there {an_asked}? yes or no", "{asked}: right? (yes, no)",
-        "Somebody says that it was {an_asked}. Yes or no?", "Say yes if you read about {an_asked}, and no if not.",
-        "Does {an_asked} come up, yes or no?", "Claim: it is {an_asked}. Is the claim right? yes or no"),
-    "speaks": ("Does somebody say something? yes or no", "Spoken words? (yes, no)", "Is anybody talking, yes or no?"),
-    "either": ("{one} or {two}?", "Choose: {one}, {two}.", "Which one is right, {one} or {two}?", "{one} / {two}",
-        "Pick what fits the text: {one} or {two}.", "One of these is in the text, the other is not: {one}, {two}.",
-        "Say the right one of the options.\n- {one}\n- {two}"),
-    "mood": ("Is the end happy or sad?", "happy or sad?", "The mood of the end (happy, sad)",
-        "Say if it ends happy or sad.", "Choose one word for the ending: happy, sad.", "A happy or a sad story?"),
-    "feeling": ("Which feeling has {name} in the end? One word.", "How did {name} feel when it was over?",
-        "Find the word for how {name} was in the last sentence.", "The feeling at the end"),
-    "count sentences": ("Count the sentences.", "How many sentences are there?", "How long is it, in sentences?",
-        "Sentences:"),
-    "count word": ("Count the word {word}.", "How often do you read {word}?",
-        "How many times is {word} written there?", "The number of times that {word} comes up",
-        "{word}: how often? Write a number."),
-    "first": ("Which comes first, {one} or {two}?", "What do you read earlier: {one} or {two}?",
-        "Earlier: {one} / {two}", "Say what is named before the other, {one} or {two}.",
-        "The first of these two in the text: {one}, {two}"),
-    "order": ("A: {one} B: {two} Which order?", "Put A and B into order. A: {one} B: {two}",
-        "What is the order of these sentences?\nA: {one}\nB: {two}"),
-    "gap": ("Fill the gap: {gapped}", "{gapped} What is missing?", "Which word is ___ here? {gapped}",
-        "{gapped} So ___ is", "The missing word of this line: {gapped}"),
-    "finish": ("Finish: {stem}", "{stem} (go on)", "Go on: {stem}", "Complete the sentence: {stem}",
-        'What belongs behind "{stem}"?'),
-    "next": ("What comes after this? {sentence}", "Write the sentence behind this one: {sentence}",
-        "The next sentence after: {sentence}"),
-    "last": ("Write the last sentence.", "The last sentence of the text",
-        "Say again how the text ends, in its own words."),
-    "summary": ("Sum it up.", "The story in short", "Make it short: who, where, what went wrong, how it ended.",
-        "Tell it in one line."),
-    "title": ("Find a title.", "A title with the child and the thing", "The heading",
-        "What is the name of this story?"),
-    "key facts": ("List child, animal, thing and place.", "The four facts, with commas",
-        "Who, with what animal, what thing, where:", "Write the facts in one row."),
-    "rewrite": ("Write with {new}: {sentence}", "Change {old} to {new}. {sentence}",
-        "{new} instead of {old}: {sentence}", "{sentence} The same with {new}",
-        "Say it again, but with {new} for {old}: {sentence}"),
-    "question": ('Which question has the answer "{answered}"?', "Find the question. Answer: {answered}",
-        "{answered} is the answer. The question?", "What was asked, when {answered} was said?"),
-}
+from pathlib import Path
+
+from minift.core.files import read_json
+
+# kind of exercise -> its wordings
+WORDINGS = read_json(Path(__file__).with_name("wordings.json"))
