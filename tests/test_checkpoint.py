@@ -363,12 +363,12 @@ def test_a_diverged_model_is_not_saved(tmp_path, save_model=checkpoint.save_mode
     [
         ({"version": 2}, "version 2.*update"),
         ({"kind": "Oracle"}, "Oracle"),
-        ({"format": "other"}, "not the config"),
+        ({"format": "other"}, "Hugging Face models .* what it saved itself"),
         ({"config": {}}, "config.json"),
         ({"config": 3}, "config.json"),
         ({"config": {**dataclasses.asdict(CONFIG), "n_head": 3}}, "n_head"),
-        ({"model_type": "gpt2"}, "Hugging Face"),
-        ({"architectures": ["X"]}, "Hugging Face"),
+        ({"format": None, "model_type": "gpt2"}, "Hugging Face model lacks"),
+        ({"format": None, "architectures": ["X"]}, "Hugging Face"),
     ],
 )
 def test_other_configurations_are_refused(

@@ -21,8 +21,8 @@ def save_adapter(model, path, base=None):
     """
     family = adapter_family(model)
     tensors, config = collect_contents(model, family)
-    base_hash = fingerprint(model, skip=extra_parameters(model))
-    write_adapter(path, tensors, config | {"base_model_name_or_path": base}, base_hash, family)
+    config["base_model_name_or_path"] = base
+    write_adapter(path, tensors, config, fingerprint(model, skip=extra_parameters(model)), family)
 
 
 def load_adapter(model, path, force=False):
@@ -33,12 +33,10 @@ def load_adapter(model, path, force=False):
     """
     # Everything is checked before the model is changed.
     config, tensors, metadata = read_adapter(path)
-    if any(layer.merged for layer in find_lora(model).values()):
-        raise MiniftError("the model has a merged LoRA; call unmerge_lora(model) before loading an adapter")
     family = adapter_family(model)
     targets, extras = match_contents(model, tensors, config["r"], path, family)
-    known = metadata.get("fingerprint")
-    if known and not force and known != fingerprint(model, skip=extras):
+    base = fingerprint(model, skip=extras)
+    if not force and metadata.get("fingerprint", base) != base:
         raise MiniftError(f"{path} was made for a base model with other weights; load that base, or use force=True")
 
     # Room for the adapter: LoRA's layers, and rows for new tokens that came with it.

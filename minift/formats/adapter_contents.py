@@ -40,14 +40,16 @@ def collect_contents(model, family):
     modules = {peft_name(name.rpartition(".")[0], family) for name in extras}
     config = {
         "task_type": task,
-        "fan_in_fan_out": family == "gpt2",                 # its layers are Conv1D
+        # GPT-2's layers are Conv1D.
+        "fan_in_fan_out": family == "gpt2",
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": dropout,
         "target_modules": target_names(model, family),
         "modules_to_save": sorted(modules) or None,
     }
-    if EMBED in extras and is_tied(model):                  # PEFT writes the one matrix under both names
+    if EMBED in extras and is_tied(model):
+        # PEFT writes the one matrix under both names.
         config["ensure_weight_tying"] = True
         tensors[peft_key(OUTPUT, family)] = extras[EMBED]
     return tensors, config
@@ -57,10 +59,12 @@ def target_names(model, family):
     """PEFT's target_modules: short names ("q_proj") if the family has these, and LoRA is in every layer called so."""
     layers = find_lora(model)
     short = {name.rpartition(".")[2] for name in layers}
+    left_out = False
     for name, module in model.named_modules():
-        left_out = isinstance(module, nn.Linear) and name.rpartition(".")[2] in short
-        if left_out or family != "llama":
-            return sorted(peft_name(name, family) for name in layers)
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in short:
+            left_out = True
+    if left_out or family != "llama":
+        return sorted(peft_name(name, family) for name in layers)
     return sorted(short)
 
 
@@ -69,35 +73,35 @@ def match_contents(model, tensors, rank, path, family):
 
     rank: of the file. A model that has LoRA must have it in the same layers, and with its own rank.
     """
-    layers, parameters = find_lora(model), plain_parameters(model)
-    linears = {name: layer.linear for name, layer in layers.items()}
-    if not layers:                                          # those for which the file has an A
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Linear) and lora_keys(name, family)[0] in tensors:
-                linears[name] = module
-    shapes = {}
-    for name, linear in linears.items():
+    layers, targets, shapes = find_lora(model), [], {}
+    for name, module in model.named_modules():
         key_a, key_b = lora_keys(name, family)
-        n = layers[name].rank if layers else rank
+        if name in layers:
+            linear, n = module.linear, module.rank
+        elif not layers and key_a in tensors and isinstance(module, nn.Linear):
+            linear, n = module, rank
+        else:
+            continue
+        targets.append(name)
         shapes |= {key_a: (n, linear.in_features), key_b: (linear.out_features, n)}
-    extras = [name for name in parameters if peft_key(name, family) in tensors]
-    for name in extras:
-        shapes[peft_key(name, family)] = tuple(parameters[name].shape)
 
     # The embedding, and with it the output layer, may have more rows: those of new tokens.
+    parameters = plain_parameters(model)
     embed, output = peft_key(EMBED, family), peft_key(OUTPUT, family)
+    extras = [name for name in parameters if peft_key(name, family) in tensors]
+    grown = vocabulary_parameters(model) if EMBED in extras else ()
+    for name in extras:
+        shape = parameters[name].shape
+        n_row = max(shape[0], len(tensors[embed])) if name in grown else shape[0]
+        shapes[peft_key(name, family)] = (n_row, *shape[1:])
     tied = EMBED in extras and is_tied(model)
-    if EMBED in extras:
-        n_row = max(model.config.vocab_size, len(tensors[embed]))
-        for name in vocabulary_parameters(model):
-            if name in extras:
-                shapes[peft_key(name, family)] = (n_row, *parameters[name].shape[1:])
     if tied:
         shapes[output] = shapes[embed]
+
     check_shapes(tensors, shapes, path)
-    if not linears:
-        raise MiniftError(f"{path} does not fit this model: it has no LoRA for a layer of the model")
+    if not targets:
+        raise MiniftError(f"{path} does not fit this model: it has no LoRA for any of its layers")
     if tied and not torch.equal(tensors[embed], tensors[output]):
         raise MiniftError(f"{path}: {output} differs from {embed}, but this model has one matrix for both; "
                           "train the adapter with ensure_weight_tying")
-    return tuple(linears), extras
+    return targets, extras

@@ -16,13 +16,19 @@ from minift.core.files import read_json, read_tensors, write_json, write_tensors
 from minift.errors import MiniftError
 from minift.formats.families import their_name
 from minift.formats.family_config import find_family
+from minift.formats.settings import require
 from minift.formats.weights import check_finite
 
-PREFIX = "base_model.model."        # PEFT's path to the model inside its own wrappers
+# PEFT's path to the model inside its own wrappers.
+PREFIX = "base_model.model."
+# What adapter_config.json says of every plain LoRA.
 PLAIN = {"peft_type": "LORA", "bias": "none", "init_lora_weights": True, "inference_mode": True}
-INITS = (None, True, False, "gaussian", "orthogonal")       # other ways to start change the base's own weights
+# With other values an adapter is more than h = W x + scale B A x over the base's own W.
 BEYOND = ("use_dora", "rank_pattern", "alpha_pattern", "lora_bias", "fan_in_fan_out", "trainable_token_indices")
-FUSED = "c_attn"                    # GPT-2's layer for q, k and v
+KNOWN = {"bias": ("none", None), "init_lora_weights": (True, False, None, "gaussian", "orthogonal")}
+KNOWN |= dict.fromkeys(BEYOND, (False, None, {}, []))
+# GPT-2's layer for q, k and v.
+FUSED = "c_attn"
 
 
 # ---- names ----
@@ -32,7 +38,8 @@ def adapter_family(model):
     """The family whose names an adapter of this model has."""
     try:
         return find_family(model.config)
-    except (AttributeError, MiniftError):       # no body of ours, or one that no family has
+    except (AttributeError, MiniftError):
+        # No body of ours, or one that no family has.
         return "llama"
 
 
@@ -58,14 +65,17 @@ def lora_keys(name, family):
 def fuse_qkv(tensors, config):
     """(tensors, config) with q, k and v of a layer as one: A stacked, B in blocks. MiniftError when one is missing."""
     fused = dict(tensors)
-    owners = {match[1] for match in (re.match(r"(.*\.)[qkv]_proj\.lora_A\.weight$", key) for key in tensors) if match}
+    owners = set()
+    for key in tensors:
+        owner = re.sub(r"[qkv]_proj\.lora_A\.weight$", "", key)
+        if owner != key:
+            owners.add(owner)
     for owner in owners:
         parts = {}
         for part in "AB":
             keys = [f"{owner}{letter}_proj.lora_{part}.weight" for letter in "qkv"]
             if not all(key in fused for key in keys):
-                raise MiniftError(f"{owner}: GPT-2 has q, k and v in one layer, so an adapter file needs LoRA in all "
-                                  "three or in none; choose targets so")
+                raise MiniftError(f"{owner}: GPT-2 has q, k and v in one layer; choose all three as targets, or none")
             parts[part] = [fused.pop(key) for key in keys]
         fused[f"{owner}{FUSED}.lora_A.weight"] = torch.cat(parts["A"])
         fused[f"{owner}{FUSED}.lora_B.weight"] = torch.block_diag(*parts["B"])
@@ -93,7 +103,8 @@ def split_qkv(tensors, stacked):
         for i, letter in enumerate("qkv"):
             piece = pieces[i]
             if part == "B.weight" and stacked:
-                piece = piece.chunk(3, dim=1)[i]            # the block on the diagonal
+                # The block on the diagonal.
+                piece = piece.chunk(3, dim=1)[i]
             apart[f"{owner}.{letter}_proj.lora_{part}"] = piece
     return apart
 
@@ -129,34 +140,23 @@ def read_adapter(path):
 
     # In a GPT-2 some settings are as they must be; anywhere else they ask for more than plain LoRA.
     stacked = metadata.get("stacked", False)
-    permitted = []
+    known = dict(KNOWN)
     if any(re.search(r"\.c_(attn|fc|proj)\.", key) for key in tensors):
-        permitted.append("fan_in_fan_out")
+        del known["fan_in_fan_out"]
     if stacked:
-        permitted += ["rank_pattern", "alpha_pattern"]
-    check_plain(config, file, permitted)
+        del known["rank_pattern"], known["alpha_pattern"]
+    require(file, config, known)
+    for key, kind in (("r", int), ("lora_alpha", (int, float))):
+        if not isinstance(config.get(key), kind):
+            raise MiniftError(f"{file}: {key} is {config.get(key)!r}; expected a number")
 
     tensors = split_qkv(tensors, stacked)
     check_finite(tensors, path)
     for key in ("r", "lora_alpha"):
         if metadata.get(key, config[key]) != config[key]:
-            raise MiniftError(f"{path}: adapter_config.json and adapter_model.safetensors are from two different "
-                              "adapters; save or copy the folder again")
+            raise MiniftError(f"{path} has the files of two different adapters; save or copy the folder again")
     rank, alpha = config["r"], config["lora_alpha"]
     if config.get("use_rslora"):
-        alpha *= math.sqrt(rank)                            # there the scale is alpha / sqrt(rank)
+        # There the scale is alpha / sqrt(rank).
+        alpha *= math.sqrt(rank)
     return {"r": rank, "lora_alpha": alpha, "lora_dropout": config.get("lora_dropout", 0.0)}, tensors, metadata
-
-
-def check_plain(config, file, permitted):
-    """MiniftError when an adapter needs more than h = W x + scale B A x over the base's own W."""
-    beyond = [key for key in BEYOND if config.get(key) and key not in permitted]
-    if config.get("bias", "none") != "none":
-        beyond.append("bias")
-    if config.get("init_lora_weights") not in INITS:
-        beyond.append("init_lora_weights")
-    if beyond:
-        raise MiniftError(f"{file} uses {', '.join(beyond)}, which minift's LoRA does not have; train a plain LoRA")
-    for key, kind in (("r", int), ("lora_alpha", (int, float))):
-        if not isinstance(config.get(key), kind):
-            raise MiniftError(f"{file}: {key} is {config.get(key)!r}; expected a number")

@@ -6,14 +6,13 @@ character that prints. And a file lists the merges, in the order in which they w
 the lowest id. That is the same when ids follow the order of the merges, and `make_ranks` checks it.
 """
 
-PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]             # bytes that print as themselves
-OTHERS = [byte for byte in range(256) if byte not in PRINTED]               # written as U+0100, U+0101, ...
+from minift.formats.settings import Unreadable
+
+# These bytes print as themselves; the others are written as U+0100, U+0101, ...
+PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
+OTHERS = [byte for byte in range(256) if byte not in PRINTED]
 LETTERS = {byte: chr(byte) for byte in PRINTED} | {byte: chr(256 + i) for i, byte in enumerate(OTHERS)}
 BYTES = {letter: byte for byte, letter in LETTERS.items()}
-
-
-class Unreadable(Exception):
-    """A tokenizer that works in a way which minift does not have; the message says which."""
 
 
 def spell_token(token):
@@ -29,10 +28,8 @@ def make_ranks(vocab, merges, special, whole_pieces):
     """
     merged = [vocab[left + right] for left, right in merges]
     tokens = {token: i for token, i in vocab.items() if token not in special}
-    in_order = merged == sorted(merged)
-    made = set(merged)
-    reached = all(i in made for token, i in tokens.items() if len(token) > 1)
-    if not in_order or not (reached or whole_pieces):
+    long = {i for token, i in tokens.items() if len(token) > 1}
+    if merged != sorted(merged) or not (whole_pieces or long <= set(merged)):
         raise Unreadable("its ids are not in the order of its merges")
     try:
         return {bytes(BYTES[letter] for letter in token): i for token, i in tokens.items()}
@@ -54,7 +51,8 @@ def find_merges(ranks):
             found = [ranks.get(pair, limit) for pair in joined]
             if min(found) >= limit:
                 break
-            i = found.index(min(found))                     # of equal pairs the first one
+            # Of equal pairs the first one is merged.
+            i = found.index(min(found))
             parts[i:i + 2] = [joined[i]]
         if len(parts) == 2 and all(part in ranks for part in parts):
             yield spell_token(parts[0]), spell_token(parts[1])

@@ -14,8 +14,8 @@ from minift.core import files
 from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer
 from minift.core.transformer import Transformer, TransformerConfig
 from minift.errors import MiniftError
+from minift.formats import weights
 from minift.formats.pretrained import load_pretrained
-from minift.formats.weights import check_finite, check_shapes, check_vocabulary, is_tied, plain_state_dict
 from minift.text.tokenizer import Tokenizer
 
 KINDS = {kind.__name__: kind for kind in
@@ -30,11 +30,10 @@ def save_model(model, tokenizer, path):
     """
     path = Path(path)
     config = describe_model(model)
-    tensors = {name: tensor.float() for name, tensor in plain_state_dict(model).items()}
-    check_finite(tensors, "the model to save")
-    check_vocabulary(tokenizer, model.config, "the model to save")
+    tensors = {name: tensor.float() for name, tensor in weights.plain_state_dict(model).items()}
+    weights.check_model(tensors, tokenizer, model.config, "the model to save")
     if find_writer(path) == "another program":
-        raise MiniftError(f"{path} holds a model of another program; choose another folder to save into")
+        raise MiniftError(f"{path} holds a model of another program; choose another folder")
     metadata = {"config": config, "tokenizer": None}
     if tokenizer is not None:
         tokenizer.save(path / "tokenizer.json")
@@ -45,9 +44,33 @@ def save_model(model, tokenizer, path):
         files.remove(path / "tokenizer.json")
 
 
+def load_model(path):
+    """Open a model folder: (model, tokenizer), float32 on the CPU, in evaluation mode; tokenizer None if saved without.
+
+    Whatever load_pretrained knows (a Hugging Face folder, a .gguf file, a name) is opened as well. Raises MiniftError
+    when a file is missing, damaged, of a newer version, or does not belong to the others.
+    """
+    path = Path(path)
+    if find_writer(path) != "minift":
+        return load_pretrained(path)
+    config = read_config(path / "config.json")
+    tensors, metadata = files.read_tensors(path / "model.safetensors")
+    if metadata.get("config") != config:
+        raise MiniftError(f"{path / 'model.safetensors'} was saved with another config.json; save the model again")
+    tokenizer = None
+    if metadata["tokenizer"] is not None:
+        tokenizer = Tokenizer.load(path / "tokenizer.json")
+        if tokenizer.hash() != metadata["tokenizer"]:
+            raise MiniftError(f"{path / 'tokenizer.json'} is not the tokenizer with which the model was saved")
+    model = build_model(config, path / "config.json")
+    weights.check_vocabulary(tokenizer, model.config, path)
+    copy_weights(model, tensors, path / "model.safetensors")
+    return model.eval(), tokenizer
+
+
 def find_writer(path):
     """Who wrote the model in a folder: "minift" or "another program"; None when there is no model."""
-    if not (path / "config.json").exists():
+    if not (path / "config.json").is_file():
         return None
     ours = b'"minift-model"' in files.read_bytes(path / "config.json")
     return "minift" if ours else "another program"
@@ -58,75 +81,31 @@ def describe_model(model):
     kind = type(model).__name__
     if type(model) not in KINDS.values():
         raise MiniftError(f"save_model knows {', '.join(KINDS)}; got {kind}")
-    config = {
-        "format": "minift-model",
-        "version": files.VERSION,
-        "kind": kind,
-        "config": dataclasses.asdict(model.config),
-    }
+    config = {"format": "minift-model", "version": files.VERSION, "kind": kind}
+    config["config"] = dataclasses.asdict(model.config)
     if isinstance(model, LanguageModel):
-        config["tie_embeddings"] = is_tied(model)
+        config["tie_embeddings"] = weights.is_tied(model)
     if isinstance(model, SequenceClassifier):
         config |= {"labels": model.labels, "pooling": model.pooling}
     return config
 
 
-def load_model(path):
-    """Open a model folder: (model, tokenizer), float32 on the CPU, in evaluation mode; tokenizer None if saved without.
-
-    Whatever load_pretrained knows (a Hugging Face folder, a .gguf file, a name) is opened as well. Raises MiniftError
-    when a file is missing, damaged, of a newer version, or does not belong to the others.
-    """
-    path = Path(path)
-    if is_foreign(path):
-        return load_pretrained(path)
-    config = read_config(path)
-    tensors, metadata = files.read_tensors(path / "model.safetensors")
-    if metadata.get("config") != config:
-        raise MiniftError(f"{path / 'model.safetensors'} was saved with another config.json; "
-                          "the folder mixes two models, so save the model again")
-    tokenizer = None
-    if metadata["tokenizer"] is not None:
-        tokenizer = Tokenizer.load(path / "tokenizer.json")
-        if tokenizer.hash() != metadata["tokenizer"]:
-            raise MiniftError(f"{path / 'tokenizer.json'} is not the tokenizer with which the model was saved")
-    model = build_model(config, path)
-    check_vocabulary(tokenizer, model.config, path)
-    copy_weights(model, tensors, path / "model.safetensors")
-    return model.eval(), tokenizer
-
-
-def is_foreign(path):
-    """Whether a path is one for load_pretrained: no folder here, a .gguf file, or a Hugging Face config.json."""
-    if not (path / "config.json").is_file():
-        return not path.exists() or path.suffix == ".gguf"
-    config = files.read_json(path / "config.json")
-    return isinstance(config, dict) and ("model_type" in config or "architectures" in config)
-
-
-def read_config(path):
-    """config.json of a model folder, checked; MiniftError says what the folder is instead."""
-    file = path / "config.json"
-    if not path.is_dir():
-        raise MiniftError(f"{path} is a file; expected the folder of a model, or a .gguf file")
-    if not file.exists():
-        raise MiniftError(f"{path} has no config.json, so it is not the folder of a model")
+def read_config(file):
+    """The contents of our config.json; MiniftError when it is damaged or of a newer version."""
     config = files.read_json(file)
-    if not isinstance(config, dict):
-        raise MiniftError(f"{file} is corrupted: expected an object")
-    if config.get("format") != "minift-model":
-        raise MiniftError(f"{file} is not the configuration of a model that minift saved")
+    if not isinstance(config, dict) or config.get("format") != "minift-model":
+        raise MiniftError(f"{file} is corrupted: expected an object whose format is minift-model")
     if config.get("version") != files.VERSION:
         raise MiniftError(f"{file} has version {config.get('version')}, this minift reads version {files.VERSION}; "
                           "update minift")
     return config
 
 
-def build_model(config, path):
+def build_model(config, file):
     """A new model as config.json describes it; the caller's random numbers are not used up."""
     kind = config.get("kind")
     if kind not in list(KINDS):
-        raise MiniftError(f"{path / 'config.json'} names a model of the unknown kind {kind!r}; update minift")
+        raise MiniftError(f"{file} names a model of the unknown kind {kind!r}; update minift")
     try:
         sizes = TransformerConfig(**config["config"])
         with torch.random.fork_rng(devices=[]):
@@ -137,18 +116,19 @@ def build_model(config, path):
                 return SequenceClassifier(Transformer(sizes), len(labels), config["pooling"], labels)
             if kind == "TokenScorer":
                 return TokenScorer(Transformer(sizes))
-            return KINDS[kind](sizes)           # the others have no settings besides the sizes
+            # The others have no settings besides the sizes.
+            return KINDS[kind](sizes)
     except (KeyError, TypeError, MiniftError) as error:
-        raise MiniftError(f"{path / 'config.json'} is corrupted: {error}") from error
+        raise MiniftError(f"{file} is corrupted: {error}") from error
 
 
 def copy_weights(model, tensors, where):
     """Copy tensors into the model's own (tied weights stay tied), after checking names, shapes, types and values."""
-    own = plain_state_dict(model)
-    check_shapes(tensors, {name: tensor.shape for name, tensor in own.items()}, where)
+    own = weights.plain_state_dict(model)
+    weights.check_shapes(tensors, {name: tensor.shape for name, tensor in own.items()}, where)
+    weights.check_finite(tensors, where)
     for name, tensor in tensors.items():
         if tensor.dtype != own[name].dtype:
             raise MiniftError(f"{where}: {name} is {tensor.dtype}, expected {own[name].dtype}")
-    check_finite(tensors, where)
     for name, tensor in tensors.items():
         own[name].copy_(tensor)

@@ -11,12 +11,7 @@ import torch
 from minift.core import files
 from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel
 from minift.errors import MiniftError
-from minift.formats.byte_level import find_merges, spell_token
-from minift.formats.checkpoint import find_writer
-from minift.formats.families import SEGMENTS, WORDS, is_transposed, their_name
-from minift.formats.family_config import find_family, write_config
-from minift.formats.vocabulary import ROLES
-from minift.formats.weights import check_finite, check_vocabulary, plain_state_dict
+from minift.formats import byte_level, checkpoint, families, family_config, vocabulary, weights
 from minift.text.wordpiece import LONGEST_WORD
 
 CLASSES = {
@@ -32,17 +27,16 @@ def export_pretrained(model, tokenizer, path):
 
     Raises MiniftError for an adapter that is not merged, a NaN, a model that no family has, a folder of minift's own.
     """
-    path, family = Path(path), find_family(model.config)
+    path, family = Path(path), family_config.find_family(model.config)
     name = CLASSES.get((family, type(model)))
     if name is None:
         raise MiniftError(f"Hugging Face has no {family} model like a {type(model).__name__}; "
                           "export the language model or the encoder")
-    if find_writer(path) == "minift":
+    if checkpoint.find_writer(path) == "minift":
         raise MiniftError(f"{path} holds a model folder of minift's own; export into another folder")
-    check_vocabulary(tokenizer, model.config, "the model to export")
     tensors = make_tensors(model, family)
-    check_finite(tensors, "the model to export")
-    config = write_config(model, family) | {"architectures": [name], "dtype": "float32"}
+    weights.check_model(tensors, tokenizer, model.config, "the model to export")
+    config = family_config.write_config(model, family) | {"architectures": [name], "dtype": "float32"}
     if tokenizer is not None:
         config |= {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
         files.write_json(path / "tokenizer.json", tokenizer_json(tokenizer))
@@ -54,14 +48,14 @@ def export_pretrained(model, tokenizer, path):
 def make_tensors(model, family):
     """The family's name -> tensor."""
     parts = {}
-    for name, tensor in plain_state_dict(model).items():
-        if is_transposed(name, family):
+    for name, tensor in weights.plain_state_dict(model).items():
+        if families.is_transposed(name, family):
             tensor = tensor.T
-        parts.setdefault(their_name(name, family), []).append(tensor.float())
+        parts.setdefault(families.their_name(name, family), []).append(tensor.float())
     # In GPT-2 q, k and v have one name: they are one matrix.
     tensors = {name: torch.cat(part, dim=-1) for name, part in parts.items()}
     if family == "bert":
-        tensors[SEGMENTS] = tensors[WORDS].new_zeros(2, model.config.d_model)
+        tensors[families.SEGMENTS] = torch.zeros(2, model.config.d_model)
     if isinstance(model, Encoder):
         tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
     return tensors
@@ -74,7 +68,7 @@ def tokenizer_config(tokenizer, config):
     """tokenizer_config.json: which tokens play which part, and the chat template."""
     names = {i: name for name, i in tokenizer.special.items()}
     settings = {}
-    for role in ROLES:
+    for role in vocabulary.ROLES:
         name = names.get(tokenizer.roles.get(role, tokenizer.special.get(role)))
         if name is not None:
             settings[f"{role.strip('<>')}_token"] = name
@@ -90,33 +84,23 @@ def tokenizer_json(tokenizer):
     """tokenizer.json, as the `tokenizers` package reads it."""
     plain = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     special = sorted(tokenizer.special.items(), key=lambda item: item[1])
+    added = [{"id": i, "content": name, **plain} for name, i in special]
     steps = wordpiece_steps(tokenizer) if tokenizer.kind.startswith("wordpiece") else bpe_steps(tokenizer)
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": i, "content": name, **plain} for name, i in special],
-        "normalizer": None,
-        "post_processor": None,
-        **steps,
-    }
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+            "normalizer": None, "post_processor": None, **steps}
 
 
 def bpe_steps(tokenizer):
     """The steps of a byte-level BPE: our own regular expression cuts the text, then bytes become letters."""
     split = {"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    vocab = {byte_level.spell_token(token): i for token, i in tokenizer.ranks.items()}
     model = {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": True,
-        "vocab": {spell_token(token): i for token, i in tokenizer.ranks.items()} | tokenizer.special,
-        "merges": list(find_merges(tokenizer.ranks)),
+        "type": "BPE", "dropout": None, "unk_token": None,
+        "continuing_subword_prefix": None, "end_of_word_suffix": None,
+        "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
+        "vocab": vocab | tokenizer.special,
+        "merges": list(byte_level.find_merges(tokenizer.ranks)),
     }
     pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, level]}
     return {"pre_tokenizer": pre_tokenizer, "decoder": level, "model": model}
@@ -124,31 +108,23 @@ def bpe_steps(tokenizer):
 
 def wordpiece_steps(tokenizer):
     """The steps of a WordPiece tokenizer, which puts [CLS] and [SEP] around a text."""
-    vocab = {}
+    vocab, special = {}, tokenizer.special
     for token, i in tokenizer.ranks.items():
-        starts_word = token[:1] == b" "
-        vocab[token[1:].decode() if starts_word else "##" + token.decode()] = i
-    special = tokenizer.special
+        word = token.decode()
+        vocab[word[1:] if word.startswith(" ") else f"##{word}"] = i
+    normalizer = {
+        "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True,
+        "strip_accents": None, "lowercase": tokenizer.kind == "wordpiece",
+    }
+    around = {role: [name, special[name]] for role, name in (("cls", "[CLS]"), ("sep", "[SEP]"))}
+    model = {
+        "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": LONGEST_WORD, "vocab": vocab | special,
+    }
     return {
-        "normalizer": {
-            "type": "BertNormalizer",
-            "clean_text": True,
-            "handle_chinese_chars": True,
-            "strip_accents": None,
-            "lowercase": tokenizer.kind == "wordpiece",
-        },
+        "normalizer": normalizer,
         "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "post_processor": {
-            "type": "BertProcessing",
-            "cls": ["[CLS]", special["[CLS]"]],
-            "sep": ["[SEP]", special["[SEP]"]],
-        },
+        "post_processor": {"type": "BertProcessing", **around},
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-        "model": {
-            "type": "WordPiece",
-            "unk_token": "[UNK]",
-            "continuing_subword_prefix": "##",
-            "max_input_chars_per_word": LONGEST_WORD,
-            "vocab": vocab | special,
-        },
+        "model": model,
     }

@@ -10,22 +10,16 @@ from pathlib import Path
 from minift.core.files import remove
 from minift.core.heads import LanguageModel
 from minift.errors import MiniftError
-from minift.formats import gguf_file
-from minift.formats.byte_level import find_merges, spell_token
-from minift.formats.families import is_permuted, permute_rows, their_name
-from minift.formats.family_config import find_family
-from minift.formats.vocabulary import OWN_PATTERN, PATTERNS
-from minift.formats.weights import check_finite, check_vocabulary, plain_state_dict
+from minift.formats import byte_level, families, family_config, gguf_file, vocabulary, weights
 
 
 def export_gguf(model, tokenizer, path):
     """Write the file. tokenizer: may be None. MiniftError: not a Llama, an adapter that is not merged, a NaN."""
     gguf, path = gguf_file.import_gguf(path), Path(path)
-    if type(model) is not LanguageModel or find_family(model.config) != "llama":
+    if type(model) is not LanguageModel or family_config.find_family(model.config) != "llama":
         raise MiniftError("only a decoder that is built like Llama can be written as a .gguf file")
-    check_vocabulary(tokenizer, model.config, "the model to export")
     tensors = make_tensors(model)
-    check_finite(tensors, "the model to export, in 16 bits")
+    weights.check_model(tensors, tokenizer, model.config, "the model to export, in 16 bits")
     temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -48,13 +42,13 @@ def export_gguf(model, tokenizer, path):
 def make_tensors(model):
     """llama.cpp's name -> tensor on the CPU."""
     tensors = {}
-    for name, tensor in plain_state_dict(model).items():
+    for name, tensor in weights.plain_state_dict(model).items():
         tensor = tensor.float().cpu()
-        if is_permuted(name):
-            tensor = permute_rows(tensor, model.config.d_head)
+        if families.is_permuted(name):
+            tensor = families.permute_rows(tensor, model.config.d_head)
         if tensor.dim() == 2:
             tensor = tensor.half()
-        tensors[their_name(name, "gguf")] = tensor.contiguous()
+        tensors[families.their_name(name, "gguf")] = tensor.contiguous()
     if model.config.rope_scaling is not None:
         tensors[gguf_file.FREQUENCIES] = gguf_file.stretch_waves(model.config)
     return tensors
@@ -67,7 +61,8 @@ def add_sizes(writer, config):
     writer.add_uint32(gguf_file.ROTARY_WIDTH, config.d_head)
     writer.add_float32(gguf_file.THETA, config.rope_theta)
     writer.add_float32(gguf_file.NORM_EPS, config.norm_eps)
-    writer.add_file_type(1)                                 # mostly 16 bits
+    # Mostly 16 bits.
+    writer.add_file_type(1)
 
 
 def add_tokenizer(writer, tokenizer, vocab_size):
@@ -77,17 +72,17 @@ def add_tokenizer(writer, tokenizer, vocab_size):
     tokens = [f"<unused {i}>" for i in range(vocab_size)]
     kinds = [gguf_file.UNUSED] * vocab_size
     for token, i in tokenizer.ranks.items():
-        tokens[i], kinds[i] = spell_token(token), gguf_file.NORMAL
+        tokens[i], kinds[i] = byte_level.spell_token(token), gguf_file.NORMAL
     for name, i in tokenizer.special.items():
         tokens[i], kinds[i] = name, gguf_file.CONTROL
-    known = {pattern: name for name, pattern in PATTERNS.items()}
+    known = {pattern: name for name, pattern in vocabulary.PATTERNS.items()}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(known.get(tokenizer.pattern, "gpt-2"))
     if tokenizer.pattern not in known:
-        writer.add_string(OWN_PATTERN, tokenizer.pattern)
+        writer.add_string(vocabulary.OWN_PATTERN, tokenizer.pattern)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    writer.add_token_merges([" ".join(pair) for pair in find_merges(tokenizer.ranks)])
+    writer.add_token_merges([" ".join(pair) for pair in byte_level.find_merges(tokenizer.ranks)])
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_pad_token_id(tokenizer.pad_id)
     writer.add_add_bos_token(False)

@@ -44,7 +44,6 @@ NAMES = {
 }
 # What a name begins with in a model with a head; files of bare bodies leave it out.
 PREFIX = {"llama": "model.", "gpt2": "transformer.", "bert": "bert."}
-WORDS = "bert.embeddings.word_embeddings.weight"
 SEGMENTS = "bert.embeddings.token_type_embeddings.weight"
 # Some files store a tied weight a second time: name of the copy -> our name of the original.
 COPIES = {
@@ -71,7 +70,8 @@ def canonical_name(name, family, bare):
     """A name in a file -> its name in the family's model with a head. bare: the file is of a body without a head."""
     if bare:
         name = PREFIX[family] + name
-    name = re.sub(r"\.gamma$", ".weight", name)             # so the first files of BERT call them
+    # The first files of BERT call a norm's weight and bias so.
+    name = re.sub(r"\.gamma$", ".weight", name)
     return re.sub(r"\.beta$", ".bias", name)
 
 
@@ -80,14 +80,16 @@ def read_weight(take, name, family, config):
     tensor = take(their_name(name, family))
     if family == "gpt2":
         projection = re.search(r"\.([qkv])_proj\.", name)
-        if projection:                                      # one tensor holds all three: (D, 3 D) or (3 D,)
+        if projection:
+            # One tensor holds all three, (D, 3 D) or (3 D,).
             tensor = tensor.chunk(3, dim=-1)["qkv".index(projection[1])]
     if is_transposed(name, family):
         tensor = tensor.T
     if family == "gguf" and is_permuted(name):
         tensor = unpermute_rows(tensor, config.d_head)
     if family == "bert" and name == "body.positions.weight":
-        tensor = tensor + take(SEGMENTS)[0]                 # we have no segments: all of a text is segment 0
+        # We have no segments: all of a text is segment 0.
+        tensor = tensor + take(SEGMENTS)[0]
     return tensor
 
 

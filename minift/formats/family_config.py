@@ -9,23 +9,30 @@ from dataclasses import dataclass
 
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
+from minift.formats.settings import explain_errors, require
 from minift.formats.weights import is_tied
 
 
 @dataclass(frozen=True)
 class Family:
-    """How the config.json of a family says what a TransformerConfig says."""
+    """How the config.json of a family says what a TransformerConfig says.
 
-    parts: dict             # our fields that have one value in the whole family
-    sizes: dict             # our field -> its key
-    activation: str         # the key of the activation function
-    norm_eps: str           # the key of norm_eps
-    dropouts: tuple         # the keys of dropout
-    defaults: dict          # key -> value, where a config.json may leave the key out
-    known: dict             # key -> the values that minift has; the first one is the default, and is written
+    parts: our fields that have one value in the whole family. sizes: our other fields -> their keys. activation,
+    norm_eps, dropouts: the keys of these. defaults: key -> its value where a config.json leaves it out. known: key ->
+    the values with which minift computes the same (None: the key is missing); the first one is written.
+    """
+
+    parts: dict
+    sizes: dict
+    activation: str
+    norm_eps: str
+    dropouts: tuple
+    defaults: dict
+    known: dict
 
 
-KNOWN = {"quantization_config": (None,), "add_cross_attention": (False,), "is_decoder": (False,)}      # in all families
+# What is known in every family.
+KNOWN = {"quantization_config": None, "add_cross_attention": (False, None), "is_decoder": (False, None)}
 SIZES = {
     "context_length": "max_position_embeddings", "d_model": "hidden_size", "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads", "d_ff": "intermediate_size",
@@ -39,7 +46,7 @@ FAMILIES = {
         norm_eps="rms_norm_eps",
         dropouts=("attention_dropout",),
         defaults={"num_key_value_heads": None, "rms_norm_eps": 1e-6, "tie_word_embeddings": False},
-        known={"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,)},
+        known={"hidden_act": ("silu", None), "attention_bias": (False, None), "mlp_bias": (False, None)},
     ),
     "gpt2": Family(
         parts={"causal": True, "norm_first": True, "norm": "layernorm",
@@ -50,8 +57,8 @@ FAMILIES = {
         norm_eps="layer_norm_epsilon",
         dropouts=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
         defaults={"n_inner": None, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
-        known={"activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-               "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
+        known={"activation_function": ("gelu_new", "gelu_pytorch_tanh", None),
+               "scale_attn_weights": (True, None), "scale_attn_by_inverse_layer_idx": (False, None)},
     ),
     "bert": Family(
         parts={"causal": False, "norm_first": False, "norm": "layernorm",
@@ -61,7 +68,8 @@ FAMILIES = {
         norm_eps="layer_norm_eps",
         dropouts=("hidden_dropout_prob", "attention_probs_dropout_prob"),
         defaults={"layer_norm_eps": 1e-12, "tie_word_embeddings": True},
-        known={"hidden_act": ("gelu",), "position_embedding_type": ("absolute",), "tie_word_embeddings": (True,)},
+        known={"hidden_act": ("gelu", None), "position_embedding_type": ("absolute", None),
+               "tie_word_embeddings": True},
     ),
 }
 # The four numbers of our rope_scaling.
@@ -70,9 +78,9 @@ STRETCH = ("factor", "low_freq_factor", "high_freq_factor", "original_max_positi
 
 def find_family(config):
     """The family of a TransformerConfig; MiniftError when its parts are combined as in none of them."""
+    grouped = config.n_kv_head != config.n_head
     for name, family in FAMILIES.items():
         same = all(getattr(config, field) == value for field, value in family.parts.items())
-        grouped = config.n_kv_head != config.n_head
         if same and (name == "llama" or not grouped):
             return name
     raise MiniftError(f"no family that minift can write for Hugging Face is built like {config}")
@@ -80,34 +88,23 @@ def find_family(config):
 
 def read_config(config, where):
     """(family, TransformerConfig, whether the output layer is tied) of a config.json. where: its name in errors."""
-    name = config.get("model_type")
-    if name not in FAMILIES:
-        raise MiniftError(f"{where}: a Hugging Face model of the type {name!r}; minift knows {', '.join(FAMILIES)}")
+    name = config.get("model_type") if isinstance(config, dict) else None
+    if name not in list(FAMILIES):
+        raise MiniftError(f"{where} has the model_type {name!r}; minift reads the Hugging Face models "
+                          f"{', '.join(FAMILIES)}, and what it saved itself")
     family = FAMILIES[name]
     config = family.defaults | config
-    try:
-        check_values(config, KNOWN | family.known)
+    with explain_errors(f"{where} of a Hugging Face model"):
+        require("it", config, KNOWN | family.known)
         sizes = {field: config[key] for field, key in family.sizes.items()}
         sizes["norm_eps"] = config[family.norm_eps]
         if name == "gpt2" and not sizes["d_ff"]:
             sizes["d_ff"] = 4 * sizes["d_model"]
         if name == "llama":
-            check_values(config, {"head_dim": (None, sizes["d_model"] // sizes["n_head"])})
+            require("it", config, {"head_dim": (None, sizes["d_model"] // sizes["n_head"])})
             sizes |= read_rope(config)
         sizes = TransformerConfig(vocab_size=config["vocab_size"], **sizes, **family.parts)
-    except KeyError as error:
-        raise MiniftError(f"{where}, of a Hugging Face model, lacks {error}") from error
-    except (TypeError, ValueError, ZeroDivisionError) as error:     # a MiniftError is a ValueError
-        raise MiniftError(f"{where}, of a Hugging Face model: {error}") from error
     return name, sizes, config["tie_word_embeddings"]
-
-
-def check_values(config, known):
-    """MiniftError when a key has a value with which the model computes something that minift does not have."""
-    for key, values in known.items():
-        if config.get(key, values[0]) not in values:
-            allowed = " or ".join(map(repr, values))
-            raise MiniftError(f"{key} is {config[key]!r}, which minift does not have; it reads models with {allowed}")
 
 
 def read_rope(config):
@@ -115,7 +112,7 @@ def read_rope(config):
     rope = config.get("rope_parameters") or {}
     scaling = (config.get("rope_scaling") or {}) | rope
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    check_values({"rope_type": kind}, {"rope_type": ("default", "llama3")})
+    require("it", {"rope_type": kind}, {"rope_type": ("default", "llama3")})
     theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
     numbers = None
     if kind == "llama3":

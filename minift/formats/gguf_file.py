@@ -1,10 +1,10 @@
 """A .gguf file of llama.cpp: one file with sizes, tokenizer and weights of a Llama, mostly in 4 to 8 bits a number.
 
-Header, metadata (name, type, value), one entry a tensor (name, sizes, type, offset), then the tensors' blocks, as ggml's
-docs/gguf.md says. The `gguf` package (requirements-real.txt) turns blocks back into numbers, a few thousand rows at a
-time. Its own GGUFReader is not used: on SmolLM2 it takes 2 seconds and 160 MB where `Header` takes 0.07 seconds and
-10 MB, and a wrong length of an array can make it loop for ever. Left out: other architectures, big-endian files, models
-split into several files.
+A header, metadata (name, type, value), one entry a tensor (name, sizes, type, offset), then the tensors' blocks, as
+ggml's docs/gguf.md says. The `gguf` package (requirements-real.txt) turns blocks back into numbers, a few thousand rows
+at a time. Its own GGUFReader is not used: on SmolLM2 it takes 2 seconds and 160 MB where `Header` takes 0.07 seconds
+and 10 MB, and a wrong length of an array can make it loop for ever. Left out: other architectures, big-endian files,
+models split into several files.
 """
 
 import math
@@ -19,13 +19,18 @@ import torch
 from minift.core.attention import stretch
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
+from minift.formats.settings import explain_errors, require
 
-ROWS = 4096             # so many are turned into numbers at once, which needs little memory beside the model
-FREQUENCIES = "rope_freqs.weight"       # by how much each rotary wave is stretched, in Llama 3.1 and later
+# So many rows are turned into numbers at once, which needs little memory beside the model.
+ROWS = 4096
+# By how much each rotary wave is stretched, in Llama 3.1 and later.
+FREQUENCIES = "rope_freqs.weight"
+# ggml's types of metadata values, of the scalar ones with struct's letter, and its kinds of tokens.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-NORMAL, CONTROL, ADDED, UNUSED = 1, 3, 4, 5         # ggml's kinds of tokens
-SIZES = {                                           # our field -> its name in the metadata, all whole numbers
+NORMAL, CONTROL, ADDED, UNUSED = 1, 3, 4, 5
+# Our field -> its name in the metadata, all whole numbers.
+SIZES = {
     "vocab_size": "llama.vocab_size",
     "context_length": "llama.context_length",
     "n_layer": "llama.block_count",
@@ -75,7 +80,8 @@ class Header:
             fields[name] = self.value(self.unpack("I"))
         for _ in range(n_tensor):
             name = self.string()
-            sizes = [self.unpack("Q") for _ in range(self.unpack("I"))]     # columns first
+            # Columns come first.
+            sizes = [self.unpack("Q") for _ in range(self.unpack("I"))]
             tensors[name] = sizes[::-1], self.unpack("I"), self.unpack("Q")
         # Offsets count from the first multiple of the alignment after the header.
         align = fields.get("general.alignment", 32)
@@ -99,7 +105,8 @@ def open_gguf(path):
         with open(path, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         fields, places = Header(data).read()
-    except Exception as error:      # whatever a damaged file sets off in the parser
+    except Exception as error:
+        # Whatever a damaged file sets off in the parser.
         raise MiniftError(f"{path} is truncated, corrupted or not a .gguf file ({error})") from error
     return fields, {name: partial(read_tensor, data, place, f"{path}: {name}") for name, place in places.items()}
 
@@ -111,43 +118,32 @@ def read_tensor(data, place, where):
     try:
         kind = gguf.GGMLQuantizationType(kind)
         block_values, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-        columns = shape[-1]
-        rows = math.prod(shape[:-1])
-        width = columns // block_values * block_bytes       # bytes of a row
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        # Bytes of a row.
+        width = columns // block_values * block_bytes
         blocks = np.frombuffer(data, np.uint8, rows * width, offset).reshape(rows, width)
         tensor = torch.empty(rows, columns)
         for i in range(0, rows, ROWS):
             numbers = gguf.dequantize(blocks[i:i + ROWS], kind)
             tensor[i:i + ROWS] = torch.from_numpy(numbers.copy())
-    except NotImplementedError as error:
-        raise MiniftError(f"{where} is stored as {kind.name}, which the package gguf cannot read back; "
-                          "take a file of another kind (F16, Q8_0, Q4_K)") from error
     except (ValueError, IndexError, RuntimeError) as error:
-        raise MiniftError(f"{where} is truncated or corrupted ({error})") from error
+        raise MiniftError(f"{where} is truncated, corrupted or of a kind that the package gguf cannot read "
+                          f"({error}); take another file (F16, Q8_0, Q4_K)") from error
     return tensor.view(shape)
 
 
 def read_sizes(fields, tensors, path):
     """(TransformerConfig, whether the output layer is tied) from a .gguf file's metadata."""
-    architecture = fields.get("general.architecture")
-    if architecture != "llama" or fields.get("llama.expert_count"):
-        experts = " with experts" if fields.get("llama.expert_count") else ""
-        raise MiniftError(f"{path}: a .gguf file of the architecture {architecture!r}{experts}; minift reads llama")
+    require(path, fields, {"general.architecture": "llama", "llama.expert_count": (None, 0)})
     fields = {SIZES["n_kv_head"]: None, THETA: 10000.0, **fields}
-    try:
+    with explain_errors(path):
         if not fields.get(SIZES["vocab_size"]):
             fields[SIZES["vocab_size"]] = len(fields["tokenizer.ggml.tokens"])
         sizes = {field: fields[name] for field, name in SIZES.items()}
         sizes |= {"rope_theta": round_float32(fields[THETA]), "norm_eps": round_float32(fields[NORM_EPS])}
         config = TransformerConfig(**sizes)
-        plain = fields.get(ROTARY_WIDTH, config.d_head) == config.d_head
-        if not plain or fields.get("llama.rope.scaling.type", "none") != "none":
-            raise MiniftError("its rotary positions are of a kind that minift does not have")
+        require("it", fields, {ROTARY_WIDTH: (None, config.d_head), "llama.rope.scaling.type": (None, "none")})
         config = replace(config, rope_scaling=find_scaling(tensors, config))
-    except KeyError as error:
-        raise MiniftError(f"{path} lacks {error}") from error
-    except (TypeError, ValueError) as error:
-        raise MiniftError(f"{path}: {error}") from error
     return config, "output.weight" not in tensors
 
 

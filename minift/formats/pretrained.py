@@ -22,11 +22,7 @@ from minift.core.files import read_json
 from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
-from minift.formats import families
-from minift.formats.family_config import read_config
-from minift.formats.gguf_file import FREQUENCIES, open_gguf, read_sizes
-from minift.formats.vocabulary import read_gguf_tokenizer, read_tokenizer
-from minift.formats.weights import check_finite, check_vocabulary
+from minift.formats import families, family_config, gguf_file, vocabulary, weights
 
 # short name -> (package, what to install, where the model is in it)
 PACKAGES = {
@@ -37,15 +33,19 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Opened:
-    """What the files say, before any weight is read."""
+    """What the files say, before any weight is read.
+
+    family: "gguf" is Llama in a .gguf file. tied: the output layer is the embedding. tensors: the family's name -> a
+    function that reads the tensor. used: names of the tensors that the model has taken.
+    """
 
     where: Path
-    family: str                 # "gguf" is Llama in a .gguf file
+    family: str
     config: TransformerConfig
-    tied: bool                  # the output layer is the embedding
-    tensors: dict               # the family's name -> a function that reads the tensor
+    tied: bool
+    tensors: dict
     tokenizer: object
-    used: set = field(default_factory=set)      # names of the tensors that the model has taken
+    used: set = field(default_factory=set)
 
     def take(self, name):
         """A tensor by the family's name; MiniftError when there is none, or when it is not of floating point."""
@@ -66,7 +66,7 @@ def load_pretrained(path):
     """
     path = locate(path)
     opened = open_folder(path) if path.is_dir() else open_file(path)
-    check_vocabulary(opened.tokenizer, opened.config, path)
+    weights.check_vocabulary(opened.tokenizer, opened.config, path)
     model = build_model(opened)
     fill_model(model, opened)
     check_rest(model, opened)
@@ -105,14 +105,15 @@ def download(name):
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise MiniftError(f"{name} is missing here, and to look for it on the Hugging Face hub the package "
-                          "huggingface_hub is needed: pip install huggingface_hub") from error
+        raise MiniftError(f"{name} is missing here; to look for it on the Hugging Face hub, "
+                          "pip install huggingface_hub") from error
     wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
-    except Exception as error:      # of the network, of the hub, of the disk: many kinds
-        raise MiniftError(f"{name} is missing here, and the Hugging Face hub does not give it either "
-                          f"({type(error).__name__}); check the name and the network, or give a folder") from error
+    except Exception as error:
+        # Of the network, of the hub, of the disk: many kinds.
+        raise MiniftError(f"{name} is missing here and on the Hugging Face hub ({type(error).__name__}); "
+                          "check the name and the network, or give a folder") from error
 
 
 # ---- what the files say ----
@@ -123,18 +124,19 @@ def open_folder(path):
     if not (path / "config.json").exists():
         raise MiniftError(f"{path} has no config.json, so it is not the folder of a model")
     config = read_json(path / "config.json")
-    family, sizes, tied = read_config(config, path / "config.json")
-    return Opened(path, family, sizes, tied, open_tensors(path, family), read_tokenizer(path, config))
+    family, sizes, tied = family_config.read_config(config, path / "config.json")
+    return Opened(path, family, sizes, tied, open_tensors(path, family), vocabulary.read_tokenizer(path, config))
 
 
 def open_file(path):
     """A .gguf file."""
     if path.suffix != ".gguf":
         raise MiniftError(f"{path} is a file; expected the folder of a model, or a .gguf file")
-    fields, tensors = open_gguf(path)
-    sizes, tied = read_sizes(fields, tensors, path)
-    tensors.pop(FREQUENCIES, None)                          # the config has them now
-    return Opened(path, "gguf", sizes, tied, tensors, read_gguf_tokenizer(fields, path))
+    fields, tensors = gguf_file.open_gguf(path)
+    sizes, tied = gguf_file.read_sizes(fields, tensors, path)
+    # The config has these now.
+    tensors.pop(gguf_file.FREQUENCIES, None)
+    return Opened(path, "gguf", sizes, tied, tensors, vocabulary.read_gguf_tokenizer(fields, path))
 
 
 def open_tensors(path, family):
@@ -149,7 +151,8 @@ def open_tensors(path, family):
         try:
             opened = safetensors.safe_open(path / file, framework="pt")
             reads |= {name: partial(opened.get_tensor, name) for name in opened.keys()}
-        except Exception as error:      # whatever a damaged file sets off in the parser
+        except Exception as error:
+            # Whatever a damaged file sets off in the parser.
             raise MiniftError(f"{path / file} is truncated, corrupted or not a safetensors file ({error})") from error
     bare = not any(name.startswith(families.PREFIX[family]) for name in reads)
     return {families.canonical_name(name, family, bare): read for name, read in reads.items()}
@@ -186,7 +189,7 @@ def fill_model(model, opened):
             raise MiniftError(f"{opened.where}: {theirs} gives {name} the shape {tuple(tensor.shape)}, "
                               f"but the config wants {tuple(parameter.shape)}")
         parameter.copy_(tensor)
-        check_finite({theirs: parameter}, opened.where)
+        weights.check_finite({theirs: parameter}, opened.where)
 
 
 def check_rest(model, opened):

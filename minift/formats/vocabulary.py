@@ -1,8 +1,8 @@
 """The tokenizers of published models as a Tokenizer: byte-level BPE (GPT-2, Llama 3, SmolLM2) and BERT's WordPiece.
 
-They come as tokenizer.json, as vocab.txt, or in a .gguf file. A tokenizer.json describes a chain of steps. Our Tokenizer
-has one fixed chain, in which only data differ: a regular expression cuts a text into pieces, and ranks (bytes of a token
--> id) say how a piece becomes ids. So a tokenizer is read in four steps.
+They come as tokenizer.json, as vocab.txt, or in a .gguf file. A tokenizer.json describes a chain of steps. Our
+Tokenizer has one fixed chain, in which only data differ: a regular expression cuts a text into pieces, and ranks (bytes
+of a token -> id) say how a piece becomes ids. So a tokenizer is read in four steps.
 
 1. The steps that minift does not have, such as a normalizer, must be switched off. If one is not, the model is opened
    without a tokenizer, with a warning that names the step: wrong ids would go unnoticed.
@@ -19,20 +19,22 @@ from contextlib import contextmanager
 
 from minift.core.files import read_bytes, read_json
 from minift.errors import MiniftError
-from minift.formats.byte_level import Unreadable, make_ranks
+from minift.formats.byte_level import make_ranks
 from minift.formats.gguf_file import ADDED, CONTROL, NORMAL
+from minift.formats.settings import Unreadable, require
 from minift.text import wordpiece
 from minift.text.chat_format import plain_format, recognise
 from minift.text.tokenizer import Tokenizer
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# each digit alone, then as GPT2
+# Each digit alone, then as GPT2.
 DIGITS = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
           r"|\s+(?!\S)|\s+")
-PATTERNS = {"gpt-2": GPT2, "smollm": DIGITS, "llama-bpe": LLAMA3}           # under llama.cpp's names
-OWN_PATTERN = "minift.pattern"           # in our own .gguf files: the regular expression itself
-# what a token is used for -> BERT's name of it
+# The same under llama.cpp's names; in a .gguf file of ours the regular expression itself may stand beside the name.
+PATTERNS = {"gpt-2": GPT2, "smollm": DIGITS, "llama-bpe": LLAMA3}
+OWN_PATTERN = "minift.pattern"
+# What a token is used for -> BERT's name of it.
 ROLES = {"<pad>": "[PAD]", "<eos>": "[SEP]", "<cls>": "[CLS]", "<sep>": "[SEP]", "<mask>": "[MASK]"}
 
 
@@ -45,16 +47,9 @@ def report_problems(where):
         warnings.warn(f"{where}: the model is opened without its tokenizer, because {error}", stacklevel=4)
     except MiniftError:
         raise
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+    except Exception as error:
+        # Whatever a damaged file sets off.
         raise MiniftError(f"the tokenizer in {where} is corrupted ({error!r}); download it again") from error
-
-
-def require(what, given, known):
-    """Unreadable unless each key of `known` has its value in `given`, or one of a tuple of values."""
-    for key, values in known.items():
-        values = values if isinstance(values, tuple) else (values,)
-        if given.get(key) not in values:
-            raise Unreadable(f"its {what} has {key} {given.get(key)!r:.60}; minift reads {values}")
 
 
 # ---- from a Hugging Face folder ----
@@ -92,17 +87,17 @@ def read_wordpiece(stored):
     """The Tokenizer of a tokenizer.json with a WordPiece model."""
     normalizer = {"strip_accents": None, **stored["normalizer"]}
     lower = normalizer.get("lowercase")
-    require("normalizer", normalizer, {
+    require("its normalizer", normalizer, {
         "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": (None, lower)})
-    require("pre_tokenizer", stored["pre_tokenizer"], {"type": "BertPreTokenizer"})
+    require("its pre_tokenizer", stored["pre_tokenizer"], {"type": "BertPreTokenizer"})
     return make_wordpiece(stored["model"]["vocab"], lower)
 
 
 def read_bpe(stored, settings, config):
     """The Tokenizer of a tokenizer.json with a byte-level BPE model. settings: of tokenizer_config.json."""
     model = stored["model"]
-    require("tokenizer", stored, {"normalizer": None})
-    require("model", model, {
+    require("its tokenizer", stored, {"normalizer": None})
+    require("its model", model, {
         "type": "BPE", "byte_fallback": (False, None), "dropout": None, "end_of_word_suffix": ("", None)})
     special = {token["content"]: token["id"] for token in stored.get("added_tokens") or []}
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
@@ -111,7 +106,8 @@ def read_bpe(stored, settings, config):
         eos_id = config.get("eos_token_id")
         eos_id = eos_id[0] if isinstance(eos_id, list) else eos_id
     template = settings.get("chat_template")
-    if isinstance(template, list):                          # several, each with a name
+    if isinstance(template, list):
+        # Several, each with a name.
         template = {one["name"]: one["template"] for one in template}.get("default")
     return make_bpe(
         make_ranks(model["vocab"], merges, special, model.get("ignore_merges")), special,
@@ -128,14 +124,15 @@ def token_name(settings, key):
 def find_pattern(pre_tokenizer):
     """The regular expression that cuts text as the pre_tokenizer of a tokenizer.json says."""
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    require("pre_tokenizer", steps[-1], {"type": "ByteLevel", "add_prefix_space": False})
-    by_gpt2 = steps[-1].get("use_regex", True)              # the last step cuts as well
+    require("its pre_tokenizer", steps[-1], {"type": "ByteLevel", "add_prefix_space": False})
+    # Does the last step cut the text as well, as GPT-2's does?
+    by_gpt2 = steps[-1].get("use_regex", True)
     if by_gpt2 and len(steps) == 1:
         return GPT2
     if by_gpt2 and len(steps) == 2 and steps[0] == {"type": "Digits", "individual_digits": True}:
         return DIGITS
     if not by_gpt2 and len(steps) == 2 and "Regex" in steps[0].get("pattern", {}):
-        require("pre_tokenizer", steps[0], {"type": "Split", "behavior": "Isolated", "invert": (False, None)})
+        require("its pre_tokenizer", steps[0], {"type": "Split", "behavior": "Isolated", "invert": (False, None)})
         return steps[0]["pattern"]["Regex"]
     raise Unreadable(f"its pre_tokenizer has the steps {[step['type'] for step in steps]}, which minift does not know")
 
@@ -148,22 +145,21 @@ def read_gguf_tokenizer(fields, where):
     if "tokenizer.ggml.model" not in fields:
         return None
     with report_problems(where):
-        require("tokenizer", fields, {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": tuple(PATTERNS)})
-        way = fields["tokenizer.ggml.pre"]
-        tokens = fields["tokenizer.ggml.tokens"]
+        ggml = {name.removeprefix("tokenizer.ggml."): value for name, value in fields.items()}
+        require("its tokenizer", ggml, {"model": "gpt2", "pre": tuple(PATTERNS)})
         special, vocab = {}, {}
-        for i, (token, kind) in enumerate(zip(tokens, fields["tokenizer.ggml.token_type"])):
+        for i, (token, kind) in enumerate(zip(ggml["tokens"], ggml["token_type"])):
             if kind in (CONTROL, ADDED):
                 special[token] = i
             elif kind == NORMAL:
                 vocab[token] = i
-        merges = [merge.split(" ") for merge in fields["tokenizer.ggml.merges"]]
-        whole_pieces = way == "llama-bpe" or OWN_PATTERN in fields
-        bos_id = fields.get("tokenizer.ggml.bos_token_id")
+        merges = [merge.split(" ") for merge in ggml["merges"]]
+        whole_pieces = ggml["pre"] == "llama-bpe" or OWN_PATTERN in fields
+        bos_id = ggml.get("bos_token_id")
         return make_bpe(
-            make_ranks(vocab, merges, special, whole_pieces), special, fields.get(OWN_PATTERN, PATTERNS[way]),
-            fields.get("tokenizer.ggml.eos_token_id"), fields.get("tokenizer.ggml.padding_token_id"),
-            fields.get("tokenizer.chat_template"), "" if bos_id is None else tokens[bos_id])
+            make_ranks(vocab, merges, special, whole_pieces), special, fields.get(OWN_PATTERN, PATTERNS[ggml["pre"]]),
+            ggml.get("eos_token_id"), ggml.get("padding_token_id"), fields.get("tokenizer.chat_template"),
+            "" if bos_id is None else ggml["tokens"][bos_id])
     return None
 
 

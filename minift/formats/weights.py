@@ -18,7 +18,8 @@ def plain_parameters(model):
     plain = {}
     for name, parameter in model.named_parameters():
         owner, _, rest = name.rpartition(".")
-        if owner in layers:                     # A or B
+        # A or B?
+        if owner in layers:
             continue
         wrapper = owner.removesuffix(".linear")
         plain[f"{wrapper}.{rest}" if wrapper in layers else name] = parameter
@@ -32,8 +33,8 @@ def plain_state_dict(model):
     """
     for name, layer in find_lora(model).items():
         if not layer.merged:
-            raise MiniftError(f"{name} has a LoRA adapter that is not merged: call merge_lora(model) first, "
-                              "or write the adapter alone with save_adapter")
+            raise MiniftError(f"{name} has a LoRA that is not merged; call merge_lora(model) first, "
+                              "or save_adapter")
     return {name: parameter.detach() for name, parameter in plain_parameters(model).items()}
 
 
@@ -45,8 +46,7 @@ def fingerprint(model, skip=()):
     """
     for name, layer in find_lora(model).items():
         if layer.merged:
-            raise MiniftError(f"{name} has a merged LoRA, so the base's weights are not in place; "
-                              "call unmerge_lora(model) first")
+            raise MiniftError(f"{name} has a merged LoRA; call unmerge_lora(model) first")
     body = {}
     for name, parameter in plain_parameters(model).items():
         if name.startswith("body.") and name not in skip:
@@ -59,6 +59,30 @@ def is_tied(model):
     return isinstance(model, LanguageModel) and model.head.weight is model.body.embed.weight
 
 
+def check_model(tensors, tokenizer, config, where):
+    """MiniftError when a model should not be written: a number is not finite, or the tokenizer is of another model."""
+    check_vocabulary(tokenizer, config, where)
+    check_finite(tensors, where)
+
+
+def check_vocabulary(tokenizer, config, where):
+    """MiniftError when the tokenizer has ids for which the model has no embedding."""
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise MiniftError(f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, but the model knows "
+                          f"{config.vocab_size}; they do not belong together")
+
+
+def check_finite(tensors, where):
+    """MiniftError when a tensor holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if tensor.numel() == 0:
+            continue
+        # This makes no copy of the tensor.
+        extremes = torch.stack(torch.aminmax(tensor))
+        if not torch.isfinite(extremes).all():
+            raise MiniftError(f"{where}: {name} holds NaN or infinity; training has diverged, use an earlier model")
+
+
 def check_shapes(tensors, shapes, where):
     """MiniftError unless the tensors have exactly these names and shapes."""
     missing = sorted(shapes.keys() - tensors.keys())
@@ -67,23 +91,6 @@ def check_shapes(tensors, shapes, where):
         raise MiniftError(f"{where} does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]} "
                           f"({len(missing)} and {len(unexpected)} in all)")
     for name, shape in shapes.items():
-        if tensors[name].shape != shape:
-            raise MiniftError(f"{where} was made for another model: {name} is {tuple(tensors[name].shape)}, "
-                              f"expected {tuple(shape)}")
-
-
-def check_finite(tensors, where):
-    """MiniftError when a tensor holds NaN or infinity."""
-    for name, tensor in tensors.items():
-        if tensor.numel() == 0:
-            continue
-        extremes = torch.stack(torch.aminmax(tensor))       # makes no copy of the tensor
-        if not torch.isfinite(extremes).all():
-            raise MiniftError(f"{where}: {name} holds NaN or infinity; training has diverged, use an earlier model")
-
-
-def check_vocabulary(tokenizer, config, where):
-    """MiniftError when the tokenizer has ids for which the model has no embedding."""
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise MiniftError(f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocabulary has "
-                          f"{config.vocab_size}; they do not belong together")
+        found = tuple(tensors[name].shape)
+        if found != tuple(shape):
+            raise MiniftError(f"{where} was made for another model: {name} is {found}, expected {tuple(shape)}")
