@@ -14,7 +14,7 @@ from minift.errors import MiniftError
 from minift.evaluation.clusters import check_leaks, leave_one_cluster_out
 from minift.formats.checkpoint import load_model
 from minift.studies import cluster_study
-from minift.ways.preferences import Answer
+from minift.text.answers import Answer
 from minift.ways.templates import read_templates
 from minift.world.tasks import TASKS
 
@@ -51,7 +51,7 @@ def test_the_worlds_chats_leak_nowhere(world_chats=cluster_study.world_chats):
 def test_learned_answers_are_right_and_others_are_not(assess=cluster_study.assess):
     """A model that was tuned on some chats until it knows them scores 1 on them; for wrong answers it scores 0."""
     model, tokenizer, rows = tiny(), make_tokenizer(), chats()
-    history = cluster_study.tune(model, tokenizer, rows, steps=150, lr=1e-2, batch_size=8)
+    history = cluster_study.tune_on_chats(model, tokenizer, rows, steps=150, lr=1e-2, batch_size=8)
     assert history[-1]["loss"] < 0.05
     found = assess(model.eval(), tokenizer, rows)
     assert all(found[metric] == dict.fromkeys(ANSWERS, 1.0) for metric in ("exact_match", "rouge_l", "ends_with_eos"))
@@ -96,8 +96,9 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     """Folds on disk are not tuned again, and the results are those of a study that was never stopped."""
     whole = study(tmp_path / "whole", seeds=(0, 1))
     study(tmp_path / "parts")
-    tuned, tune = [], cluster_study.tune
-    monkeypatch.setattr(cluster_study, "tune", lambda *args, **keys: tuned.append(keys["seed"]) or tune(*args, **keys))
+    tuned, tune = [], cluster_study.tune_on_chats
+    monkeypatch.setattr(cluster_study, "tune_on_chats",
+                        lambda *args, **keys: tuned.append(keys["seed"]) or tune(*args, **keys))
     parts = study(tmp_path / "parts", seeds=(0, 1))
     assert parts == whole and set(tuned) == {1} and len(tuned) == 2 * 3       # two numbers of clusters, three folds
     assert json.loads((tmp_path / "parts" / "results.json").read_text(encoding="utf-8")) == json.loads(
@@ -108,7 +109,7 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 def test_as_many_clusters_are_tuned_on_as_the_number_says(tmp_path, monkeypatch):
     """0: nothing is tuned; 1: one cluster in each fold; "all": every one but the withheld."""
     seen = []
-    monkeypatch.setattr(cluster_study, "tune", lambda model, tokenizer, rows, **_: seen.append(
+    monkeypatch.setattr(cluster_study, "tune_on_chats", lambda model, tokenizer, rows, **_: seen.append(
         {row["cluster"] for row in rows}))
     study(tmp_path, numbers=(0, 1, "all"))
     assert [len(names) for names in seen] == [1, 1, 1, 2, 2, 2]

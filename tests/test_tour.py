@@ -11,8 +11,8 @@ from minift.core.heads import LanguageModel
 from minift.core.logprobs import make_reference
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
+from minift.text.answers import Answer
 from minift.tour import common
-from minift.ways.preferences import Answer
 
 
 def fake_stages(monkeypatch, calls):

@@ -2,8 +2,6 @@
 
 from functools import partial
 
-import torch
-
 from minift.cli.classes import number_labels
 from minift.cli.data import find_files, read_rows
 from minift.cli.encoders import encode_labelled_row, encode_preference, encode_text, messages_of
@@ -16,7 +14,6 @@ from minift.cli.sampling import room_to_answer, write_answers
 from minift.core.files import write_json
 from minift.core.heads import LanguageModel, SequenceClassifier, TokenScorer
 from minift.core.logprobs import make_reference
-from minift.core.resume import move_batch
 from minift.errors import MiniftError
 from minift.evaluation.baselines import labelled_batches, predict
 from minift.evaluation.metrics import (
@@ -28,6 +25,7 @@ from minift.evaluation.metrics import (
     perplexity,
 )
 from minift.methods.dpo import add_reference_logprobs
+from minift.methods.reward import score_pairs
 from minift.text.batches import Batches, collate, token_windows
 from minift.text.chat import encode_prompt
 from minift.text.pairs import collate_pairs
@@ -108,14 +106,11 @@ def pair_measures(model, tokenizer, rows, options):
     return {"pairs": len(gaps), **with_interval(name, [float(gap > 0) for gap in gaps]), **with_interval("gap", gaps)}
 
 
-@torch.no_grad()
 def score_gaps(model, examples, tokenizer, batch_size):
     """Chosen minus rejected score of each pair."""
-    gaps, device = [], next(model.parameters()).device
-    for batch in Batches(examples, batch_size, lambda part: collate_pairs(part, tokenizer.pad_id), shuffle=False):
-        batch = move_batch(batch, device)
-        chosen, rejected = (model.last_scores(batch[f"{side}_input_ids"], batch[f"{side}_attention_mask"])
-                            for side in ("chosen", "rejected"))
+    batches = Batches(examples, batch_size, lambda part: collate_pairs(part, tokenizer.pad_id), shuffle=False)
+    gaps = []
+    for chosen, rejected in score_pairs(model, batches):
         gaps += (chosen - rejected).tolist()
     return gaps
 

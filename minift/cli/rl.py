@@ -11,12 +11,12 @@ from minift.cli.examples import load
 from minift.cli.rewards import open_reward
 from minift.cli.run import Run, with_lora
 from minift.core.files import write_text
-from minift.core.generate import generate, left_pad
 from minift.core.heads import TokenScorer
 from minift.core.logprobs import kl_estimate, make_reference, masked_sum
 from minift.errors import MiniftError
 from minift.methods.lora import base_reference
 from minift.methods.ppo_loop import PPOConfig, train_ppo, zero_head
+from minift.text.answers import generate_batch, make_generator
 from minift.text.batches import chunks
 
 # Of all but the text, the prompt is used.
@@ -103,15 +103,14 @@ class Watch:
     def measure(self):
         """Means over one sampled answer to each held-out prompt, always from one seed: score, KL, score - beta * KL."""
         scores, kls = [], []
-        generator = torch.Generator(self.run.device).manual_seed(self.run.options.seed)
-        eos_id, pad_id = self.run.tokenizer.eos_id, self.run.tokenizer.pad_id
+        model, tokenizer = self.run.model, self.run.tokenizer
+        generator = make_generator(model, self.run.options.seed)
         for part in chunks(self.prompts, self.run.options.batch_size):
-            out = generate(self.run.model, *left_pad(part, pad_id, self.run.device), eos_id=eos_id, pad_id=pad_id,
-                           max_new_tokens=self.config.max_new_tokens, temperature=self.config.temperature,
-                           generator=generator)
+            out = generate_batch(model, tokenizer, part, max_new_tokens=self.config.max_new_tokens,
+                                 temperature=self.config.temperature, generator=generator)
             kl = kl_estimate(out.logprobs, self.reference(out.input_ids, out.attention_mask), "k1")      # (B, T-1)
             kls += masked_sum(kl, out.response_mask[:, 1:], 1).tolist()
-            ended = ((out.input_ids == eos_id) & out.response_mask).any(1)                               # (B,)
+            ended = out.ended(tokenizer.eos_id)                                                          # (B,)
             scores += (self.reward_fn(out) - self.config.missing_eos_penalty * ~ended).tolist()
         score, kl = sum(scores) / len(scores), sum(kls) / len(kls)
         return {"valid_score": score, "valid_kl": kl, "valid_objective": score - self.config.beta * kl}

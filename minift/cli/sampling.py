@@ -4,8 +4,9 @@ import codecs
 
 import torch
 
-from minift.core.generate import generate, left_pad, stream
+from minift.core.generate import stream
 from minift.errors import MiniftError
+from minift.text.answers import generate_batch, make_generator
 from minift.text.batches import chunks
 
 # Tokens, when --max-new-tokens does not say.
@@ -30,16 +31,14 @@ def write_answers(model, tokenizer, prompts, *, max_new_tokens=None, temperature
 
     Prompts of similar length share a batch. max_new_tokens=None: LONGEST_ANSWER, or what the context has room for.
     """
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    answers = {}
-    for part in chunks(sorted(range(len(prompts)), key=lambda i: len(prompts[i])), batch_size):
+    generator, answers = make_generator(model, seed), {}
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for part in chunks(by_length, batch_size):
         rows = [prompts[i] for i in part]
-        out = generate(model, *left_pad(rows, tokenizer.pad_id, device),
-                       max_new_tokens=room_to_answer(model, rows[-1], max_new_tokens), temperature=temperature,
-                       top_k=top_k, top_p=top_p, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, generator=generator)
-        for i, ids, written in zip(part, out.input_ids, out.response_mask):
-            answers[i] = ids[written].tolist()
+        room = room_to_answer(model, rows[-1], max_new_tokens)
+        generation = generate_batch(model, tokenizer, rows, max_new_tokens=room, temperature=temperature, top_k=top_k,
+                                    top_p=top_p, generator=generator)
+        answers |= dict(zip(part, generation.responses()))
     return [answers[i] for i in range(len(prompts))]
 
 

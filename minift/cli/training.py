@@ -12,14 +12,13 @@ from minift.cli.folders import check_out
 from minift.cli.run import Run
 from minift.cli.sampling import continuation
 from minift.core.heads import TokenScorer
-from minift.core.logprobs import eval_mode, make_reference
-from minift.core.resume import move_batch
+from minift.core.logprobs import make_reference
 from minift.errors import MiniftError
 from minift.evaluation.metrics import perplexity
 from minift.methods.dpo import add_reference_logprobs, make_dpo_loss
 from minift.methods.lora import base_reference
 from minift.methods.pretrain import make_pretrain_loss, replay
-from minift.methods.reward import make_reward_loss, normalise_scores
+from minift.methods.reward import make_reward_loss, normalise_scores, score_pairs
 from minift.methods.sft import make_sft_loss
 from minift.text.batches import Windows, collate, token_windows
 from minift.text.pairs import collate_pairs
@@ -109,21 +108,10 @@ def reward(options):
     run.set_model(TokenScorer(run.model.body))
     run.train(make_reward_loss(run.model), make_batches(data.train), make_batches(data.valid, shuffle=False))
     some = islice(make_batches(data.train), SCORED)
-    normalise_scores(run.model, answer_scores(run.model, some, run.device))
+    scores = [side for pair in score_pairs(run.model, some) for side in pair]
+    normalise_scores(run.model, torch.cat(scores))
     run.save()
     run.finish()
-
-
-@torch.no_grad()
-def answer_scores(model, batches, device):
-    """The scores of the answers in some batches of N pairs, chosen and rejected: (2N,)."""
-    scores = []
-    with eval_mode(model):
-        for batch in batches:
-            batch = move_batch(batch, device)
-            scores += [model.last_scores(batch[f"{side}_input_ids"], batch[f"{side}_attention_mask"])
-                       for side in ("chosen", "rejected")]
-    return torch.cat(scores)
 
 
 def dpo(options):

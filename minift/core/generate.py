@@ -24,6 +24,16 @@ class Generation:
     response_mask: torch.Tensor     # (B, T) bool, tokens that the model wrote, its EOS among them
     logprobs: torch.Tensor          # (B, T-1) nats, of each written token (column t - 1 for token t), 0 elsewhere
 
+    def responses(self):
+        """What the model wrote in each row, its EOS included: a list of lists of ids."""
+        return [ids[written].tolist() for ids, written in zip(self.input_ids, self.response_mask)]
+
+    def ended(self, eos_id):
+        """(B,) bool: did the response write eos_id? None: nothing ends a response."""
+        if eos_id is None:
+            return torch.zeros_like(self.response_mask[:, 0])
+        return ((self.input_ids == eos_id) & self.response_mask).any(1)
+
 
 def left_pad(prompts, pad_id, device=None):
     """Lists of ids -> input_ids and attention_mask, both (B, T), the last column real in each row."""

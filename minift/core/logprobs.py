@@ -61,6 +61,39 @@ def response_logprobs(hidden, head, input_ids, response_mask, temperature=1.0, c
     return picked.new_zeros(mask.shape).masked_scatter(mask, picked)         # (B, T - 1)
 
 
+def labelled_nll(hidden, head, labels, vocab_size):
+    """(sum of -log p(label) in nats, number of labels): each label is predicted from the position before it.
+
+    hidden: (B, T, D). head: (N, D) -> (N, V), applied only where a label is learned. labels: (B, T), -100 where nothing
+    is learned; the first column is predicted by nothing and does not count. MiniftError for a label outside 0..V-1.
+    """
+    learned = labels != IGNORE_INDEX                                         # (B, T)
+    targets = labels.masked_fill(~learned, 0)                                # (B, T)
+    wrong = (targets < 0) | (targets >= vocab_size)
+    # On a GPU the check would wait for all work in flight.
+    if labels.device.type == "cpu" and wrong.any():
+        row, column = wrong.nonzero()[0].tolist()
+        raise MiniftError(f"label {labels[row, column].item()} at row {row}, column {column}; expected an id below "
+                          f"{vocab_size}, or {IGNORE_INDEX} for nothing to learn")
+    logprobs = response_logprobs(hidden, head, targets, learned)             # (B, T - 1)
+    return -logprobs.sum(), int(learned[:, 1:].sum())
+
+
+def make_next_token_loss(model):
+    """-log p(label), nats, the mean over labels that are not -100: a loss_fn(batch) -> (loss, metrics) for `train`.
+
+    batch: input_ids (B, T), and where given labels (B, T; left out: every token is learned), attention_mask,
+    position_ids, segment_ids. Nothing to learn: the loss is 0, never NaN.
+    """
+    def loss_fn(batch):
+        hidden = model.body(batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids"),
+                            batch.get("segment_ids"))                        # (B, T, D)
+        labels = batch.get("labels", batch["input_ids"])
+        nll, n_tokens = labelled_nll(hidden, model.head, labels, model.config.vocab_size)
+        return nll / max(n_tokens, 1), {"n_tokens": n_tokens}
+    return loss_fn
+
+
 def entropy(logits):
     """-sum_v p_v log p_v of each distribution: (..., V) -> (...), nats; a logit of -inf counts nothing."""
     logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)

@@ -13,7 +13,7 @@ from collections import Counter
 import regex
 import torch
 
-from minift.core.logprobs import IGNORE_INDEX, response_logprobs
+from minift.core.logprobs import eval_mode, labelled_nll
 from minift.core.resume import move_batch
 from minift.errors import MiniftError
 
@@ -44,20 +44,16 @@ def language_model_nll(model, batches):
 
     batches: dicts with input_ids and labels (B, T), and the body's masks and positions where there are any.
     """
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
+    device = next(model.parameters()).device
     nll_sum, n_tokens = 0.0, 0
-    try:
+    with eval_mode(model):
         for batch in batches:
             batch = move_batch(batch, device)
             extra = {name: batch[name] for name in ("attention_mask", "position_ids", "segment_ids") if name in batch}
             hidden = model.body(batch["input_ids"], **extra)                                  # (B, T, D)
-            learned = batch["labels"][:, 1:] != IGNORE_INDEX                                     # (B, T-1)
-            logprobs = response_logprobs(hidden, model.head, batch["input_ids"], learned)     # (B, T-1)
-            nll_sum -= logprobs.sum().item()
-            n_tokens += int(learned.sum())
-    finally:
-        model.train(was_training)
+            nll, n = labelled_nll(hidden, model.head, batch["labels"], model.config.vocab_size)
+            nll_sum += nll.item()
+            n_tokens += n
     return nll_sum, n_tokens
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from minift.core.logprobs import eval_mode
 from minift.core.train import train
 from minift.errors import MiniftError
+from minift.text.batches import epoch_generator
 
 REGIMES = ("probe", "full", "probe-then-full")
 PROBE = {"steps": 400, "lr": 2e-2, "batch_size": 256, "weight_decay": 0.1}
@@ -84,7 +85,7 @@ class Rows:
         return -(-self.n // self.batch_size)
 
     def __iter__(self):
-        order = torch.randperm(self.n, generator=torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch))
+        order = torch.randperm(self.n, generator=epoch_generator(self.seed, self.epoch))
         self.epoch += 1
         return ({name: x[part.to(x.device)] for name, x in self.tensors.items()}
                 for part in order.split(self.batch_size))

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from minift.core.logprobs import IGNORE_INDEX
 from minift.errors import MiniftError
+from minift.text.batches import Epochs
 
 # Of the selected tokens; the rest stays as it is.
 MASKED, RANDOM = 0.8, 0.1
@@ -89,7 +90,7 @@ def make_mlm_loss(model):
     return loss_fn
 
 
-class Masked:
+class Masked(Epochs):
     """Batches with some of their tokens hidden, and a fresh mask every epoch: a re-iterable for `train`.
 
     batches: a re-iterable of dicts with input_ids (B, T); those with an epoch of their own are kept in step.
@@ -99,27 +100,12 @@ class Masked:
 
     def __init__(self, batches, *, mask_id, special_ids, vocab_size, seed=0, probability=0.15, letters=None,
                  fresh=True):
-        self.batches, self.seed, self.letters, self.fresh, self._epoch = batches, seed, letters, fresh, 0
+        super().__init__(batches, seed=seed, fresh=fresh)
+        self.batches, self.letters = batches, letters
         self.special_ids = torch.tensor(sorted(special_ids))
         self.settings = {"mask_id": mask_id, "vocab_size": vocab_size, "probability": probability}
 
-    @property
-    def epoch(self):
-        return self._epoch
-
-    @epoch.setter
-    def epoch(self, epoch):
-        self._epoch = epoch
-        if hasattr(self.batches, "epoch"):
-            self.batches.epoch = epoch
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        self.epoch = self._epoch
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self._epoch * self.fresh)
-        self._epoch += 1
+    def make_batches(self, generator):
         return (self.hide(batch, generator) for batch in self.batches)
 
     def hide(self, batch, generator):

@@ -127,7 +127,7 @@ def ppo_iteration(policy, reference, value_model, reward_fn, optimizer, prompts,
     with torch.no_grad():
         # 2. Score each response; one without an end pays for it, once.
         scores = _check_scores(reward_fn(generation), len(prompts)).to(old_logprobs)    # (B,)
-        ended = _ended(generation, eos_id)                                              # (B,)
+        ended = generation.ended(eos_id)                                                # (B,)
         paid = scores - config.missing_eos_penalty * (~ended).to(scores.dtype)
 
         # 3. Reward each token: it pays for leaving the reference, the last one earns the score.
@@ -207,13 +207,6 @@ def _generator(device, *key):
     """Random numbers that depend on the key alone: an iteration draws the same ones, resumed or not."""
     digest = hashlib.sha256(repr(key).encode("utf-8")).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def _ended(generation, eos_id):
-    """(B,) bool: did the response write the end token?"""
-    if eos_id is None:
-        return torch.zeros_like(generation.response_mask[:, 0])
-    return ((generation.input_ids == eos_id) & generation.response_mask).any(1)
 
 
 def _rollout_metrics(rollout, scores, ref_logprobs, ended):

@@ -9,8 +9,9 @@ Left out: endless schedules.
 import torch
 from torch.nn import functional as F
 
-from minift.core.logprobs import IGNORE_INDEX, response_logprobs
+from minift.core.logprobs import IGNORE_INDEX, make_next_token_loss
 from minift.errors import MiniftError
+from minift.text.batches import Epochs
 
 # All else is padded with 0.
 PAD_VALUES = {"labels": IGNORE_INDEX, "segment_ids": -1}
@@ -22,16 +23,7 @@ def make_pretrain_loss(model):
     batch: input_ids (B, T), labels (B, T), equal to them or -100 (left out: every token is learned), and where given
     attention_mask, position_ids, segment_ids. The first token has nothing before it, so it is never learned.
     """
-    def loss_fn(batch):
-        input_ids = batch["input_ids"]
-        labels = batch.get("labels", input_ids)
-        hidden = model.body(input_ids, batch.get("attention_mask"), batch.get("position_ids"), batch.get("segment_ids"))
-        learned = labels != IGNORE_INDEX                                     # (B, T)
-        targets = labels.masked_fill(~learned, 0)                            # (B, T)
-        logprobs = response_logprobs(hidden, model.head, targets, learned)   # (B, T-1), 0 where nothing is learned
-        n_tokens = int(learned[:, 1:].sum())
-        return -logprobs.sum() / max(n_tokens, 1), {"n_tokens": n_tokens}
-    return loss_fn
+    return make_next_token_loss(model)
 
 
 def replay(new, old, share, seed=0):
@@ -45,39 +37,22 @@ def replay(new, old, share, seed=0):
     return Replay(new, old, share, seed)
 
 
-class Replay:
+class Replay(Epochs):
     """What replay() returns; `epoch` counts the passes that were started, for the two sources as well."""
 
     def __init__(self, new, old, share, seed):
-        self.new, self.old, self.share, self.seed, self._epoch = new, old, share, seed, 0
+        super().__init__(new, old, seed=seed)
+        self.new, self.old, self.share = new, old, share
 
-    @property
-    def epoch(self):
-        return self._epoch
-
-    @epoch.setter
-    def epoch(self, epoch):
-        self._epoch = epoch
-        for source in (self.new, self.old):
-            if hasattr(source, "epoch"):
-                source.epoch = epoch
-
-    def __len__(self):
-        return len(self.new)
-
-    def __iter__(self):
-        # The sources too: each epoch is a function of its number alone.
-        self.epoch = self._epoch
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self._epoch)
-        self._epoch += 1
+    def make_batches(self, generator):
         return self._mix(iter(self.new), generator)
 
     def _mix(self, new, generator):
         old = iter(())
         for new_batch in new:
             old_batch = next(old, None)
-            # The first batch, or the old text has run out.
             if old_batch is None:
+                # This is the first batch, or the old text has run out.
                 old = iter(self.old)
                 old_batch = next(old, None)
             if old_batch is None:
@@ -87,7 +62,7 @@ class Replay:
     def _exchange(self, new_batch, old_batch, generator):
         n_new, n_old = len(new_batch["input_ids"]), len(old_batch["input_ids"])
         chance = torch.rand((), generator=generator).item()
-        # Share * n_new on average, rounded at random.
+        # On average share * n_new rows, rounded at random.
         n_exchanged = min(int(self.share * n_new + chance), n_old)
         keep = torch.randperm(n_new, generator=generator)[n_exchanged:]
         take = torch.randperm(n_old, generator=generator)[:n_exchanged]

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from minift.core.logprobs import eval_mode
+from minift.core.resume import move_batch
 from minift.errors import MiniftError
 
 
@@ -37,6 +38,17 @@ def make_reward_loss(model):
                    "n_tokens": len(chosen)}
         return loss, metrics
     return loss_fn
+
+
+@torch.no_grad()
+def score_pairs(model, batches):
+    """Yield (chosen scores, rejected scores), (B,) each, for the batches of collate_pairs; in eval mode."""
+    device = next(model.parameters()).device
+    with eval_mode(model):
+        for batch in batches:
+            batch = move_batch(batch, device)
+            yield tuple(model.last_scores(batch[f"{side}_input_ids"], batch[f"{side}_attention_mask"])
+                        for side in ("chosen", "rejected"))
 
 
 @torch.no_grad()

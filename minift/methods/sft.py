@@ -2,13 +2,18 @@
 
 Wei et al. 2022, "Finetuned Language Models Are Zero-Shot Learners"; Ouyang et al. 2022, step 1. The loss is that of
 pre-training with the prompt masked out: the mean over response tokens of -log p(token | prompt, response so far).
-Left out: a weight on the prompt's loss. Packed batches (datasets.batches.pack) are taken as they are.
+Left out: a weight on the prompt's loss. Packed batches (text.batches.pack) are taken as they are.
 """
 
 import warnings
 
-from minift.core.logprobs import IGNORE_INDEX, masked_mean, response_logprobs, token_logprobs
+from torch import nn
+
+from minift.core.logprobs import IGNORE_INDEX, labelled_nll, make_next_token_loss
+from minift.core.train import train
 from minift.errors import MiniftError
+from minift.text.batches import Batches, collate
+from minift.text.chat import encode_chat
 
 
 def sft_loss(logits, labels):
@@ -17,35 +22,16 @@ def sft_loss(logits, labels):
     logits: (B, T, V). labels: (B, T), input_ids where they are learned (response and its <eos>), else -100.
     A token counts the same in a short and in a long response. Nothing to learn: 0, never NaN.
     """
-    learned, targets = split_labels(labels, logits.shape[-1])
-    logprobs = token_logprobs(logits, targets)              # (B, T-1), the shift happens there
-    return -masked_mean(logprobs, learned[:, 1:])
-
-
-def split_labels(labels, vocab_size):
-    """(B, T) labels -> which are learned (bool), and the ids to learn, 0 where nothing is. MiniftError: no such id."""
-    learned = labels != IGNORE_INDEX
-    targets = labels.masked_fill(~learned, 0)
-    if labels.device.type == "cpu" and ((targets < 0) | (targets >= vocab_size)).any():
-        row, column = ((targets < 0) | (targets >= vocab_size)).nonzero()[0].tolist()
-        raise MiniftError(f"label {labels[row, column].item()} at row {row}, column {column}; expected an id below "
-                          f"{vocab_size}, or {IGNORE_INDEX} for nothing to learn")
-    return learned, targets
+    nll, n_tokens = labelled_nll(logits, nn.Identity(), labels, logits.shape[-1])
+    return nll / max(n_tokens, 1)
 
 
 def make_sft_loss(model):
-    """sft_loss of the model, its logits computed at response positions only: a loss_fn(batch) for `train`.
+    """sft_loss of the model as loss_fn(batch) for `train`, with logits at response positions only.
 
     batch: input_ids and labels (B, T), and where given attention_mask, position_ids, segment_ids.
     """
-    def loss_fn(batch):
-        learned, targets = split_labels(batch["labels"], model.config.vocab_size)
-        hidden = model.body(batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids"),
-                            batch.get("segment_ids"))                        # (B, T, D)
-        logprobs = response_logprobs(hidden, model.head, targets, learned)   # (B, T-1), 0 where nothing is learned
-        n_tokens = int(learned[:, 1:].sum())
-        return -logprobs.sum() / max(n_tokens, 1), {"n_tokens": n_tokens}
-    return loss_fn
+    return make_next_token_loss(model)
 
 
 def make_labels(input_ids, response_mask):
@@ -83,3 +69,16 @@ def encode_examples(chats, context_length):
     if n_cut or len(kept) < len(chats):
         warnings.warn(report, stacklevel=2)
     return kept
+
+
+def tune_on_examples(model, tokenizer, examples, *, batch_size, seed=0, progress=False, **settings):
+    """Train the model, in place, on encoded examples. settings: those of `train`. Returns the history."""
+    batches = Batches(examples, batch_size, lambda rows: collate(rows, tokenizer.pad_id), seed=seed)
+    return train(model, batches, make_sft_loss(model), progress=progress, **settings)
+
+
+def tune_on_chats(model, tokenizer, rows, *, batch_size=8, **settings):
+    """tune_on_examples on rows {"messages"}, through the tokenizer's chat template. Returns the history."""
+    chats = [encode_chat(tokenizer, row["messages"]) for row in rows]
+    examples = encode_examples(chats, model.config.context_length)
+    return tune_on_examples(model, tokenizer, examples, batch_size=batch_size, **settings)

@@ -11,15 +11,13 @@ from pathlib import Path
 
 from minift import show
 from minift.core.files import read_json, write_json
-from minift.core.train import train
 from minift.errors import MiniftError
 from minift.evaluation import clusters
 from minift.evaluation.metrics import exact_match, rouge_l
-from minift.methods.sft import encode_examples, make_sft_loss
+from minift.methods.sft import tune_on_chats
 from minift.show import report
-from minift.text.batches import Batches, collate
-from minift.text.chat import encode_answer, encode_chat, encode_prompt
-from minift.ways.preferences import sample_answers
+from minift.text.answers import sample_answers
+from minift.text.chat import encode_answer, encode_prompt
 from minift.ways.templates import instantiate, read_templates
 from minift.world.tasks import TASKS, world_rows
 
@@ -40,14 +38,6 @@ def world_chats(n, seed, templates=TEMPLATES):
              for task, entry in read_templates(templates).items() if task in TASKS}
     rows = instantiate(world_rows(n, seed), plain, seed=seed, inverted=False)
     return [{**row, "template": f"{row['task']}/{row['template']}", "scene": row["id"]} for row in rows]
-
-
-def tune(model, tokenizer, rows, *, steps, lr, batch_size=BATCH_SIZE, seed=0, **watch):
-    """Instruction-tune the model, in place, on some chats. watch: train's evaluate and eval_every."""
-    chats = [encode_chat(tokenizer, row["messages"]) for row in rows]
-    batches = Batches(encode_examples(chats, model.config.context_length), batch_size,
-                      lambda part: collate(part, tokenizer.pad_id), seed=seed)
-    return train(model, batches, make_sft_loss(model), steps=steps, lr=lr, progress=False, **watch)
 
 
 def assess(model, tokenizer, rows):
@@ -97,8 +87,8 @@ def run(out, open_base, make_rows, *, numbers, seeds, settings, command=""):
     """All folds, for each seed and number of training clusters (0: the base itself); what is done in `out` is kept.
 
     open_base() -> (model, tokenizer), the same each time. make_rows(seed) -> chats with `messages`, `task`, `cluster`.
-    settings: the keyword arguments of `tune`, without the seed. Writes out/results.json and out/clusters.png and
-    returns the results: under "numbers", number -> metric -> what clusters.over_seeds finds.
+    settings: the keyword arguments of `tune_on_chats`, without the seed. Writes out/results.json and out/clusters.png,
+    and returns the results: under "numbers", number -> metric -> what clusters.over_seeds finds.
     """
     out = Path(out)
     check_settings(out / "settings.json", settings)
@@ -124,7 +114,7 @@ def run_folds(state_path, open_base, rows, seed, n, settings, progress=True):
 
     def tune_fold(model, train_rows):
         if n:
-            tune(model, tokenizer, train_rows, seed=seed, **settings)
+            tune_on_chats(model, tokenizer, train_rows, seed=seed, **settings)
 
     return clusters.run_folds(folds, lambda: open_base()[0], tune_fold,
                               lambda model, test_rows: assess(model.eval(), tokenizer, test_rows), state_path,

@@ -88,6 +88,42 @@ class Batches:
         return batches
 
 
+def epoch_generator(seed, epoch):
+    """Random numbers that depend on the seed and on the epoch's number alone."""
+    return torch.Generator().manual_seed(1_000_003 * seed + epoch)
+
+
+class Epochs:
+    """Batches that are made anew in each epoch from other batches: a subclass says how, in make_batches(generator).
+
+    sources: re-iterables; those that count epochs themselves are kept in step, so that an epoch is a function of its
+    number alone. fresh=False: the same random numbers in every epoch. `epoch` counts the passes that were started.
+    """
+
+    def __init__(self, *sources, seed=0, fresh=True):
+        self.sources, self.seed, self.fresh, self._epoch = sources, seed, fresh, 0
+
+    @property
+    def epoch(self):
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch):
+        self._epoch = epoch
+        for source in self.sources:
+            if hasattr(source, "epoch"):
+                source.epoch = epoch
+
+    def __len__(self):
+        return len(self.sources[0])
+
+    def __iter__(self):
+        self.epoch = self._epoch
+        generator = epoch_generator(self.seed, self._epoch if self.fresh else 0)
+        self._epoch += 1
+        return self.make_batches(generator)
+
+
 def chunks(items, size):
     return [items[start:start + size] for start in range(0, len(items), size)]
 

@@ -9,13 +9,13 @@ from minift.formats.checkpoint import save_model
 from minift.methods.dpo import add_reference_logprobs, make_dpo_loss
 from minift.methods.ppo_loop import PPOConfig, train_ppo
 from minift.methods.reward import reward_from_model
+from minift.text.answers import sample_answers
 from minift.text.batches import Batches
 from minift.text.chat import encode_prompt
 from minift.text.pairs import collate_pairs
 from minift.tour import draw
 from minift.tour.common import TEMPERATURE, Result, response_kl, story_scores
 from minift.tour.prefer import pair_examples
-from minift.ways.preferences import sample_answers
 from minift.world.instructions import story_requests
 from minift.world.rubric import judge
 

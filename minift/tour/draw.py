@@ -3,6 +3,7 @@
 from minift import show
 from minift.evaluation.metrics import perplexity
 from minift.studies.label_curve import log_labels
+from minift.text.chat import encode_chat
 from minift.tour.common import read_history, smooth
 
 
@@ -53,10 +54,11 @@ def draw_lora(tour, measures, lora_loss, full):
     show.save(fig, tour.picture("lora"))
 
 
-def draw_sft(tour, tokenizer, chats, history):
+def draw_sft(tour, tokenizer, rows, history):
     """The picture of a batch with its loss mask, and the curve of the loss."""
     fig, axes = show.figure(width=11, height=7)
-    show.draw_tokens(axes, tokenizer, [ids for ids, _ in chats[5:10]], [mask for _, mask in chats[5:10]])
+    chats = [encode_chat(tokenizer, row["messages"]) for row in rows[5:10]]
+    show.draw_tokens(axes, tokenizer, [ids for ids, _ in chats], [mask for _, mask in chats])
     show.save(fig, tour.picture("sft-mask"))
     fig, axes = show.figure()
     show.curves(axes, {"training loss": smooth(history, "loss")}, xlabel="step",

@@ -5,17 +5,14 @@ from pathlib import Path
 
 import torch
 
-from minift.core.train import train
 from minift.evaluation.metrics import exact_match
 from minift.formats.checkpoint import save_model
-from minift.methods.sft import encode_examples, make_sft_loss
-from minift.text.batches import Batches, collate
-from minift.text.chat import encode_chat
+from minift.methods.sft import tune_on_chats
+from minift.text.answers import sample_answers
 from minift.text.jsonl import read_jsonl
 from minift.tour import draw
 from minift.tour.common import Result
 from minift.ways import crowd
-from minift.ways.preferences import sample_answers
 from minift.ways.templates import instantiate, read_templates
 from minift.world.instructions import TASKS, WRITING, instructions
 from minift.world.tasks import world_rows
@@ -34,10 +31,8 @@ def sft(tour):
     held_out = instructions(s.n_answers, tour.seed, "test", READING)
     before = ask_all(model, tokenizer, held_out, tour.seed)
     rows = mixture(s.n_instructions, tour.seed)
-    chats = [encode_chat(tokenizer, row["messages"]) for row in rows]
-    examples = encode_examples(chats, model.config.context_length)
-    batches = Batches(examples, s.sft_batch, lambda rows: collate(rows, tokenizer.pad_id), seed=tour.seed)
-    history = train(model, batches, make_sft_loss(model), steps=s.sft_steps, lr=s.sft_lr, name="sft")
+    history = tune_on_chats(model, tokenizer, rows, steps=s.sft_steps, lr=s.sft_lr, batch_size=s.sft_batch,
+                            seed=tour.seed, name="sft", progress=True)
     model.eval()
     save_model(model, tokenizer, tour.out / "sft")
     after = ask_all(model, tokenizer, held_out, tour.seed)
@@ -49,7 +44,7 @@ def sft(tour):
     measures = {"exact_match_before": score(before, held_out), "exact_match": score(after, held_out),
                 "ends_with_eos": sum(answer.ended for answer in after) / len(after),
                 **{f"exact_match_{row['task']}": row["SFT"] for row in table}}
-    draw.draw_sft(tour, tokenizer, chats, history)
+    draw.draw_sft(tour, tokenizer, rows, history)
     texts = [
         (label, text)
         for i in range(2)

@@ -6,8 +6,8 @@ from minift.core.heads import TokenScorer
 from minift.core.train import train
 from minift.evaluation.metrics import reliability_curve
 from minift.formats.checkpoint import save_model
-from minift.methods.reward import make_reward_loss, normalise_scores
-from minift.text.batches import Batches, chunks
+from minift.methods.reward import make_reward_loss, normalise_scores, score_pairs
+from minift.text.batches import Batches
 from minift.text.jsonl import read_jsonl, write_jsonl
 from minift.text.pairs import collate_pairs, encode_pair, encode_pairs
 from minift.tour import draw
@@ -71,7 +71,7 @@ def reward(tour):
     batches = Batches(examples, 16, lambda rows: collate_pairs(rows, tokenizer.pad_id), seed=tour.seed)
     steps = s.reward_epochs * len(batches)
     history = train(model, batches, make_reward_loss(model), steps=steps, lr=s.reward_lr, name="reward")
-    chosen, rejected, gold = score_pairs(tour, model.eval(), tokenizer, "valid")
+    chosen, rejected, gold = score_held_out(tour, model.eval(), tokenizer)
     normalise_scores(model, torch.cat([chosen, rejected]))
     save_model(model, tokenizer, tour.out / "reward")
     decided = [i for i, (a, b) in enumerate(gold) if a != b]
@@ -90,15 +90,13 @@ def reward(tour):
                   pictures=[tour.picture("reward")])
 
 
-@torch.no_grad()
-def score_pairs(tour, model, tokenizer, split):
-    """(chosen scores, rejected scores, gold pairs) of the pairs of a split; pairs that are alike are left out."""
-    rows = read_jsonl(tour.out / f"preferences-{split}.jsonl")
+def score_held_out(tour, model, tokenizer):
+    """(chosen scores, rejected scores, gold pairs) of the held-out pairs; pairs that are alike are left out."""
+    rows = read_jsonl(tour.out / "preferences-valid.jsonl")
     pairs = [encode_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"], model.config.context_length)
              for row in rows]
-    chosen, rejected = [], []
-    for part in chunks([pair for pair in pairs if pair], 32):
-        batch = collate_pairs(part, tokenizer.pad_id)
-        chosen.append(model.last_scores(batch["chosen_input_ids"], batch["chosen_attention_mask"]))
-        rejected.append(model.last_scores(batch["rejected_input_ids"], batch["rejected_attention_mask"]))
-    return torch.cat(chosen), torch.cat(rejected), [row["gold"] for row, pair in zip(rows, pairs) if pair]
+    gold = [row["gold"] for row, pair in zip(rows, pairs) if pair]
+    batches = Batches([pair for pair in pairs if pair], 32, lambda part: collate_pairs(part, tokenizer.pad_id),
+                      shuffle=False)
+    chosen, rejected = zip(*score_pairs(model, batches))
+    return torch.cat(chosen), torch.cat(rejected), gold

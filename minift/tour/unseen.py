@@ -7,7 +7,8 @@ import torch
 
 from minift import show
 from minift.evaluation.clusters import check_leaks, leave_one_cluster_out
-from minift.studies.cluster_study import METRICS, assess, tune, world_chats
+from minift.methods.sft import tune_on_chats
+from minift.studies.cluster_study import METRICS, assess, world_chats
 from minift.tour.common import Result
 
 WITHHELD = "lookup"
@@ -24,7 +25,7 @@ def clusters(tour):
     fold = next(fold for fold in leave_one_cluster_out(rows) if fold.cluster == WITHHELD)
     check_leaks(fold.train, fold.test)
     before = assess(model, tokenizer, fold.test)
-    tune(model, tokenizer, fold.train, steps=s.cluster_steps, lr=s.cluster_lr, seed=tour.seed)
+    tune_on_chats(model, tokenizer, fold.train, steps=s.cluster_steps, lr=s.cluster_lr, seed=tour.seed)
     after = assess(model.eval(), tokenizer, fold.test)
     scores = {metric: [sum(found[metric].values()) / len(found[metric]) for found in (before, after)]
               for metric in METRICS}

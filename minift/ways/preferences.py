@@ -6,45 +6,8 @@ as Bradley and Terry (1952) say. Left out: more than two answers, answers from d
 
 import math
 import random
-from dataclasses import dataclass
 
-import torch
-
-from minift.core.generate import generate, left_pad
-from minift.text.batches import chunks
-from minift.text.chat import encode_prompt
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One sampled answer, as ids (for log-probabilities) and as text (for people)."""
-
-    # Str or messages.
-    prompt: object
-    # The chat template's ids, up to where the answer begins.
-    prompt_ids: list
-    # What the model wrote, its <eos> included.
-    response_ids: list
-    # Without special tokens.
-    text: str
-    # Did it write <eos>?
-    ended: bool
-
-
-def sample_answers(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, batch_size=64, seed=0):
-    """One sampled Answer to each prompt (str or messages), through the chat template. temperature 0: greedy."""
-    device = next(model.parameters()).device
-    generator = torch.Generator(device=device).manual_seed(seed)
-    answers = []
-    for part in chunks(prompts, batch_size):
-        rows = [encode_prompt(tokenizer, prompt) for prompt in part]
-        out = generate(model, *left_pad(rows, tokenizer.pad_id, device), max_new_tokens=max_new_tokens,
-                       temperature=temperature, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, generator=generator)
-        for prompt, row, ids, written in zip(part, rows, out.input_ids, out.response_mask):
-            response = ids[written].tolist()
-            ended = response[-1:] == [tokenizer.eos_id]
-            answers.append(Answer(prompt, row, response, tokenizer.decode(response, skip_special=True), ended))
-    return answers
+from minift.text.answers import sample_answers
 
 
 def sample_pairs(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, batch_size=64, seed=0):

@@ -13,14 +13,14 @@ Left out: a separate step for the instances, answers before inputs (for classifi
 import random
 from array import array
 from collections import Counter, defaultdict
+from functools import partial
 
 import numpy as np
 import regex
-import torch
 
-from minift.core.generate import generate
 from minift.errors import MiniftError
 from minift.evaluation.metrics import UNSPACED, common_subsequence, words
+from minift.text.answers import generate_batch, make_generator
 from minift.text.chat import encode_prompt
 
 BLACKLIST = (*"image images graph graphs picture pictures file files map maps draw plot".split(), "go to")
@@ -186,17 +186,23 @@ class ModelWriter:
 
     def __init__(self, model, tokenizer, *, max_new_tokens=128, temperature=0.8, top_p=0.95, chat=False, seed=0):
         self.model, self.tokenizer, self.n_tokens = model, tokenizer, 0
-        self.encode = (lambda prompt: encode_prompt(tokenizer, prompt)) if chat else tokenizer.encode
-        self.generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+        self.chat = chat
+        self.generator = make_generator(model, seed)
         self.settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
 
     def __call__(self, prompt):
-        room, eos_id = self.model.config.context_length - self.settings["max_new_tokens"], self.tokenizer.eos_id
-        while len(ids := self.encode(prompt)) > room and "\n\n" in prompt:
+        tokenizer = self.tokenizer
+        encode = partial(encode_prompt, tokenizer) if self.chat else tokenizer.encode
+        room = self.model.config.context_length - self.settings["max_new_tokens"]
+        ids = encode(prompt)
+        while len(ids) > room and "\n\n" in prompt:
+            # Drop the first demonstration.
             prompt = prompt.partition("\n\n")[2]
-        out = generate(self.model, torch.tensor([ids], device=self.generator.device), **self.settings, eos_id=eos_id,
-                       pad_id=self.tokenizer.pad_id, generator=self.generator)
-        response = out.input_ids[0][out.response_mask[0]].tolist()
+            ids = encode(prompt)
+        response, = generate_batch(self.model, tokenizer, [ids], generator=self.generator, **self.settings).responses()
         self.n_tokens += len(response)
-        text = self.tokenizer.decode(response, skip_special=True)
-        return text if response[-1:] == [eos_id] else text.rpartition("\n")[0]
+        text = tokenizer.decode(response, skip_special=True)
+        if response[-1:] == [tokenizer.eos_id]:
+            return text
+        # The last line was cut off.
+        return text.rpartition("\n")[0]

@@ -2,13 +2,10 @@
 
 The task of Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", section 3.1.1: continue a text in
 a certain mood. A plain language model is enough for it, so lessons on preferences can begin at the base. Left out:
-whether the ending fits its story (`datasets.rubric` judges whole stories), readers who err.
+whether the ending fits its story (`world.rubric` judges whole stories), readers who err.
 """
 
-import torch
-
-from minift.core.generate import generate, left_pad
-from minift.text.batches import chunks
+from minift.text.answers import sample_responses
 from minift.world.corpus import stories
 from minift.world.rubric import ROLES, sentences, skeleton
 
@@ -30,18 +27,12 @@ def ends_happily(ending):
 
 
 def sample_endings(model, tokenizer, beginnings, *, max_new_tokens=48, seed=0, batch_size=64):
-    """What the model writes behind each beginning, at temperature 1: dicts of prompt_ids, response_ids, text."""
-    device, written = next(model.parameters()).device, []
-    generator = torch.Generator(device=device).manual_seed(seed)
-    for part in chunks(beginnings, batch_size):
-        rows = [tokenizer.encode(text) for text in part]
-        out = generate(model, *left_pad(rows, tokenizer.pad_id, device), max_new_tokens=max_new_tokens,
-                       eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, generator=generator)
-        for row, ids, response in zip(rows, out.input_ids, out.response_mask):
-            response_ids = ids[response].tolist()
-            text = tokenizer.decode(response_ids, skip_special=True)
-            written.append({"prompt_ids": row, "response_ids": response_ids, "text": text})
-    return written
+    """What the model writes after each beginning, at temperature 1: dicts of prompt_ids, response_ids, text."""
+    prompts = [tokenizer.encode(text) for text in beginnings]
+    responses = sample_responses(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size,
+                                 seed=seed)
+    return [{"prompt_ids": prompt, "response_ids": response, "text": tokenizer.decode(response, skip_special=True)}
+            for prompt, response in zip(prompts, responses)]
 
 
 def ending_pairs(model, tokenizer, beginnings, *, max_new_tokens=48, seed=0):

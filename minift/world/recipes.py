@@ -22,9 +22,8 @@ from minift.evaluation.metrics import language_model_nll
 from minift.formats.checkpoint import load_model, save_model
 from minift.methods.mlm import Masked, make_mlm_loss
 from minift.methods.pretrain import make_pretrain_loss
-from minift.methods.sft import encode_examples, make_sft_loss
+from minift.methods.sft import tune_on_chats
 from minift.text.batches import Batches, Windows, chunks, collate
-from minift.text.chat import encode_chat
 from minift.text.segments import collate_ids, encode_segments
 from minift.text.tokenizer import Tokenizer
 from minift.world.corpus import documents, stories
@@ -108,10 +107,8 @@ def story_writer(steps=20, seed=0, base="data/base"):
     """(model, tokenizer): the base after a few steps of SFT on requests for stories, where preferences begin."""
     torch.manual_seed(seed)
     model, tokenizer = load_model(base)
-    chats = [encode_chat(tokenizer, row["messages"]) for row in instructions(16 * steps, seed, tasks=("story",))]
-    batches = Batches(encode_examples(chats, model.config.context_length), 16,
-                      lambda rows: collate(rows, tokenizer.pad_id), seed)
-    train(model, batches, make_sft_loss(model), steps=steps, lr=1.5e-3, progress=False)
+    rows = instructions(16 * steps, seed, tasks=("story",))
+    tune_on_chats(model, tokenizer, rows, steps=steps, lr=1.5e-3, batch_size=16, seed=seed)
     return model.eval(), tokenizer
 
 

@@ -7,13 +7,11 @@ from statistics import fmean
 
 import torch
 
-from minift.core.train import train
 from minift.evaluation.metrics import distinct_n, exact_match, rouge_l
 from minift.formats.checkpoint import load_model
-from minift.methods.sft import encode_examples, make_sft_loss
-from minift.text.batches import Batches, collate
+from minift.methods.sft import encode_examples, tune_on_examples
+from minift.text.answers import sample_answers
 from minift.text.chat import encode_chat, encode_prompt
-from minift.ways.preferences import sample_answers
 from minift.ways.self_instruct import Pool
 from minift.ways.templates import instantiate
 from minift.world.tasks import TASKS, world_rows
@@ -25,18 +23,14 @@ OPEN = ("generation", "inversion")
 TESTED = tuple(task for task, (cluster, _) in TASKS.items() if cluster not in OPEN and task != "last_sentence")
 
 
-def tune(model, tokenizer, examples, batch_size, steps, seed):
-    batches = Batches(examples, batch_size, lambda rows: collate(rows, tokenizer.pad_id), seed=seed)
-    train(model, batches, make_sft_loss(model), steps=steps, lr=LR, progress=False)
-
-
 def fit(base, rows, seed, steps=STEPS):
     """(model, tokenizer): the base after some steps on the rows, each of about TOKENS_A_STEP tokens."""
     torch.manual_seed(seed)
     model, tokenizer = load_model(base)
     examples = encode_examples([encode_chat(tokenizer, row["messages"]) for row in rows], model.config.context_length)
     length = fmean(len(example["input_ids"]) for example in examples)
-    tune(model, tokenizer, examples, max(1, round(TOKENS_A_STEP / length)), steps, seed)
+    batch_size = max(1, round(TOKENS_A_STEP / length))
+    tune_on_examples(model, tokenizer, examples, batch_size=batch_size, steps=steps, lr=LR, seed=seed)
     return model.eval(), tokenizer
 
 
