@@ -1,15 +1,14 @@
-"""The command line: `python -m minift VERB`. The verb's job is called with the options; errors become one line.
+"""The command line: `python -m minift VERB`. The verb's module runs with the options; errors become one line.
 
 A mistake of the user's is one sentence on stderr and exit code 2; Ctrl-C is exit code 130. PyTorch is loaded after the
 command has been understood, so that --help answers at once.
 """
 
-import importlib
 import os
 import sys
 import warnings
 
-from minift.cli.verbs import parse
+from minift.cli.parser import find_module, parse
 from minift.errors import MiniftError
 
 OUT_OF_MEMORY = "out of memory; lower --batch-size (and raise --accumulate), take --lora, or a shorter --context"
@@ -24,7 +23,8 @@ def main(argv=None):
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
         try:
-            run(parse(sys.argv[1:] if argv is None else argv))
+            options = parse(sys.argv[1:] if argv is None else argv)
+            find_module(options.verb).run(options)
             return 0
         except MiniftError as error:
             return complain(error, 2)
@@ -38,17 +38,6 @@ def main(argv=None):
             if "out of memory" not in str(error):
                 raise
             return complain(OUT_OF_MEMORY, 2)
-
-
-def run(options):
-    """Call the job of a verb: a function of a module of minift.cli that takes the options."""
-    if options.verb == "tour":
-        from minift import tour
-        tour.run(out=options.out, seed=options.seed, seeds=options.seeds, stages=options.stages, quick=options.quick,
-                 resume=options.resume)
-        return
-    module, _, function = options.job.partition(".")
-    getattr(importlib.import_module(f"minift.cli.{module}"), function)(options)
 
 
 def show_warning(message, category, filename, lineno, file=None, line=None):

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from minift.__main__ import main
-from minift.cli import use
+from minift.cli import sampling
 from minift.cli.models import open_model
 from minift.cli.options import settle
+from minift.cli.parser import VERBS, find_module, parse
+from minift.cli.pretrain import SAMPLE_LENGTH, SAMPLE_PROMPT
 from minift.cli.sampling import continuation
-from minift.cli.training import SAMPLE_LENGTH, SAMPLE_PROMPT
-from minift.cli.verbs import VERBS, parse
 from minift.core import transformer
 from minift.core.files import read_tensors
 from minift.core.heads import LanguageModel
@@ -372,7 +372,7 @@ def test_a_chat_is_held_until_the_end_of_input(tmp_path, monkeypatch, capsys):
         yield from ("the ", "mill")
 
     monkeypatch.setattr("builtins.input", lambda label: next(said))
-    monkeypatch.setattr(use, "stream_text", stream_text)
+    monkeypatch.setattr(sampling, "stream_text", stream_text)
     assert call("chat", "--model", model, "--system", "Be.") == 0
     assert prompts == ["<system>Be.<user>fox<assistant>",
                        "<system>Be.<user>fox<assistant>the mill<eos><user>kite<assistant>"]
@@ -444,10 +444,8 @@ def test_help_answers_at_once_and_fits_a_screen(capsys):
 
 
 def settled(model, verb, *more):
-    """The options of a command once its model is known."""
-    options = parse([verb, "--model", "m", "--data", "d", "--out", "o", *more])
-    settle(options, model)
-    return options
+    """The settings of a command once its model is known."""
+    return settle(parse([verb, "--model", "m", "--data", "d", "--out", "o", *more]), model)
 
 
 def models_by_size():
@@ -492,7 +490,7 @@ def layout(tmp_path, monkeypatch):
     except OSError:  # Windows without the right to make links
         shutil.copytree(ROOT / "data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("minift.cli.label.wait", lambda server: server.server_close())  # else it waits for Ctrl-C
+    monkeypatch.setattr("minift.cli.label_page.wait", lambda server: server.server_close())  # else it waits for Ctrl-C
 
 
 def short(line):
@@ -548,7 +546,8 @@ def test_examples_of_the_help_run_as_they_stand(tmp_path, monkeypatch, capsys):
     said = iter(["Who is there?", "/quit"])
     monkeypatch.setattr("builtins.input", lambda label: next(said))
     run_there = {line.split()[3] for line in readme_lines()}
-    for verb, (_, _, examples) in VERBS.items():
+    for verb in VERBS:
+        examples = find_module(verb).EXAMPLES
         for line in (f"python -m minift {example}" for example in examples):
             assert parse(shlex.split(line)[3:]), line
             if verb not in run_there | {"tour"}:
@@ -557,7 +556,7 @@ def test_examples_of_the_help_run_as_they_stand(tmp_path, monkeypatch, capsys):
 
 def test_samples_are_as_their_names_say(tmp_path):
     """data/samples holds a file of each form, small, every row of it usable."""
-    from minift.cli.data import FORMS, read_rows
+    from minift.cli.rows import FORMS, read_rows
 
     samples = ROOT / "data" / "samples"
     forms = {"text": "text", "messages": "messages", "completions": "completion", "pairs": "pair", "prompts": "prompt",

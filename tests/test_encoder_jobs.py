@@ -12,12 +12,14 @@ from test_jobs import as_rows, make_tokenizer, save_tiny, write
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from minift.cli import classes, data, encoder, encoders, evaluate, examples, predict
+from minift.cli import classes, classifier, encoders, examples, measures, predict
+from minift.cli import rows as row_files
 from minift.core.files import read_tensors
 from minift.core.heads import MaskedLanguageModel, SequenceClassifier
 from minift.core.transformer import Transformer, TransformerConfig
 from minift.errors import MiniftError
 from minift.formats.checkpoint import load_model, save_model
+from minift.methods import mlm as methods_mlm
 from minift.methods.mlm import Masked
 from minift.text.jsonl import read_jsonl
 from minift.world import recipes
@@ -81,10 +83,11 @@ def loaded(train, valid=()):
 # ---- data.py, examples.py, encoders.py: rows with a label ----
 
 
-def test_a_label_is_read_where_labels_are_of_use(read_row=data.read_row):
+def test_a_label_is_read_where_labels_are_of_use(read_row=row_files.read_row):
     """{"text", "label"} is a labelled row for classify, and a text for those who read texts; null is no label."""
     line = b'{"text": "a", "label": "x"}'
-    assert read_row("f:1", line, False, ("label",)).form == "label" == read_row("f:1", line, False, data.FORMS).form
+    assert read_row("f:1", line, False, ("label",)).form == "label"
+    assert read_row("f:1", line, False, row_files.FORMS).form == "label"
     assert read_row("f:1", line, False, ("text",)).form == "text"
     with pytest.raises(MiniftError, match="f:1: .*{text, label}, none of them null"):
         read_row("f:1", b'{"text": "a", "label": null}', False, ("label",))
@@ -93,7 +96,7 @@ def test_a_label_is_read_where_labels_are_of_use(read_row=data.read_row):
 @pytest.mark.parametrize("value, kept", [(3, "3"), (-1, "-1"), ("3", "3"), ("the end", "the end"), (0, "0"),
                                          (1.0, None), (0.5, None), (True, None), (["a"], None), ("", None),
                                          (" ", None)])
-def test_a_label_is_a_name(value, kept, read_row=data.read_row, encode=encoders.encode_labelled_row):
+def test_a_label_is_a_name(value, kept, read_row=row_files.read_row, encode=encoders.encode_labelled_row):
     """Strings and whole numbers name a class; a float, a truth value, a list and an empty string do not."""
     line = json.dumps({"text": "fox", "label": value}).encode()
     if kept is None:
@@ -229,7 +232,8 @@ def test_mlm_is_measured_on_one_mask(tmp_path, capsys):
 def test_mlm_hides_what_it_is_asked_to(tmp_path, monkeypatch):
     """--hidden is the share of the tokens that are learned, --whole-words hides words; [CLS] and [SEP] stay."""
     made = []
-    monkeypatch.setattr(encoder, "Masked", lambda *args, **settings: made.append(settings) or Masked(*args, **settings))
+    monkeypatch.setattr(methods_mlm, "Masked",
+                        lambda *args, **settings: made.append(settings) or Masked(*args, **settings))
     assert call(*train_command("mlm", tmp_path, "--hidden", 0.9, "--steps", 2, "--batch-size", 99)) == 0
     n = sum(len(make_tokenizer().encode(row["text"])) for row in TEXTS) * 0.9       # a tenth is held out
     hidden = [row["n_tokens"] for row in read_jsonl(tmp_path / "out" / "metrics.jsonl")]
@@ -266,12 +270,13 @@ def test_the_recipe_is_repeated_on_demand(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("verb, more", [("mlm", ()), ("classify", ("--full",)), ("classify", ("--probe-then-full",))])
 def test_a_stopped_run_goes_on_bit_for_bit(verb, more, tmp_path, monkeypatch, capsys):
     """Ctrl-C in the middle ends with 130; --resume then ends with the very numbers of a run never stopped."""
-    monkeypatch.setattr(encoder, "measure", no_measure)
+    monkeypatch.setattr(classifier, "measure", no_measure)
     command = train_command(verb, tmp_path, "--steps", 8, "--batch-size", 8, "--eval-every", 3, *more)
     assert call(*command[:-1], command[-1]) == 0
     command[command.index(tmp_path / "out")] = tmp_path / "stopped"
     name = {"mlm": "make_mlm_loss", "classify": "make_classification_loss"}[verb]
-    make, calls = getattr(encoder, name), []
+    module = {"mlm": methods_mlm, "classify": classifier}[verb]
+    make, calls = getattr(module, name), []
 
     def stopping(model):
         def loss_fn(batch):
@@ -281,10 +286,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(verb, more, tmp_path, monkeypatch, ca
             return make(model)(batch)
         return loss_fn
 
-    monkeypatch.setattr(encoder, name, stopping)
+    monkeypatch.setattr(module, name, stopping)
     assert call(*command) == 130 and "--resume" in capsys.readouterr().err
     assert 1 < len(read_jsonl(tmp_path / "stopped" / "metrics.jsonl")) < 8
-    monkeypatch.setattr(encoder, name, make)
+    monkeypatch.setattr(module, name, make)
     assert call(*command, "--resume") == 0
     for file in ("out", "stopped"):
         assert read(tmp_path / file / "run.json")["status"] == "finished"
@@ -349,7 +354,7 @@ def test_full_keeps_the_best(tmp_path):
 
 def test_probe_then_full_begins_with_the_probe(tmp_path, monkeypatch):
     """Before its first step on all parameters the model is the probe; --full begins with a new head."""
-    monkeypatch.setattr(encoder, "measure", no_measure)
+    monkeypatch.setattr(classifier, "measure", no_measure)
     valid = write(tmp_path / "v.jsonl", *ROWS[:12])
     found = {}
     for flag in ("--freeze", "--probe-then-full", "--full"):
@@ -446,7 +451,7 @@ def test_a_classifier_is_evaluated_on_labels(tmp_path, capsys):
     assert "n.jsonl:3: the label 'new' is new; the classifier knows 'glad', 'sorry'" in capsys.readouterr().err
 
 
-def test_judging_is_by_the_highest_probability(judge=evaluate.judge):
+def test_judging_is_by_the_highest_probability(judge=measures.judge):
     """Half of four right at confidences 1 and 0.75: accuracy 0.5, F1 (2/3 + 0)/2, calibration error 3/8."""
     probabilities = torch.tensor([[1, 0], [1, 0], [0.75, 0.25], [0.75, 0.25]])
     found = judge(probabilities, [0, 1, 0, 1])
@@ -474,7 +479,7 @@ def test_check_data_counts_the_labels(tmp_path, capsys):
     assert "{text}, for pretrain, evaluate, ppo: 8 rows" in capsys.readouterr().out
 
 
-def test_two_purposes_are_refused(check_choice=encoder.check_choice):
+def test_two_purposes_are_refused(check_choice=classifier.check_choice):
     """--data and --predict exclude each other, one must be there; options without an effect are refused by name."""
     def options(*argv, regime="freeze", **given):
         return SimpleNamespace(**{"data": None, "predict": None, "valid": None, "out": None, "regime": regime,

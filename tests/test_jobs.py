@@ -10,19 +10,22 @@ import pytest
 import torch
 
 from minift.cli import (
-    check,
-    data,
+    chat,
+    data_report,
     encoders,
-    evaluate,
     examples,
     folders,
+    generate,
+    measures,
     models,
     options,
+    ppo_run,
     rewards,
-    rl,
     run,
     sampling,
-    use,
+)
+from minift.cli import (
+    rows as row_files,
 )
 from minift.core.generate import Generation
 from minift.core.heads import LanguageModel, TokenScorer
@@ -76,7 +79,7 @@ def load_options(**changes):
 # ---- data.py: files and rows ----
 
 
-def test_patterns_are_expanded_by_the_program(tmp_path, monkeypatch, find_files=data.find_files):
+def test_patterns_are_expanded_by_the_program(tmp_path, monkeypatch, find_files=row_files.find_files):
     """A pattern gives its files sorted, each once; a name with brackets is found as it stands."""
     monkeypatch.chdir(tmp_path)
     for name in ("b.md", "a.md", "c.txt", "[x].md"):
@@ -88,7 +91,7 @@ def test_patterns_are_expanded_by_the_program(tmp_path, monkeypatch, find_files=
             find_files(bad)
 
 
-def test_answers_may_be_messages(tmp_path, read_rows=data.read_rows):
+def test_answers_may_be_messages(tmp_path, read_rows=row_files.read_rows):
     """TRL's conversational rows become the plain ones: an answer alone, or at the end of a whole conversation."""
     question, said, other = ({"role": role, "content": text} for role, text in (
         ("user", "Where?"), ("assistant", "Here."), ("assistant", "There.")))
@@ -111,11 +114,11 @@ def test_answers_may_be_messages(tmp_path, read_rows=data.read_rows):
         encoders.messages_of(row)
 
 
-def test_rows_know_their_line(tmp_path, read_rows=data.read_rows):
+def test_rows_know_their_line(tmp_path, read_rows=row_files.read_rows):
     """BOM, CRLF and blank lines are fine, U+2028 ends no line, and every row remembers PATH:LINE and its form."""
     raw = b'\xef\xbb\xbf{"text": "one"}\r\n\r\n{"prompt": "a\xe2\x80\xa8b", "completion": "c"}\n  \n{"prompt": "p"}'
     path = write(tmp_path / "x.jsonl", raw)
-    rows = read_rows([path], tuple(data.FORMS))
+    rows = read_rows([path], tuple(row_files.FORMS))
     assert [(row.where, row.form) for row in rows] == [
         (f"{path}:1", "text"),
         (f"{path}:3", "completion"),
@@ -124,12 +127,12 @@ def test_rows_know_their_line(tmp_path, read_rows=data.read_rows):
     assert rows[1].values["prompt"] == "a\u2028b"
 
 
-def test_the_fullest_form_wins(read_row=data.read_row):
+def test_the_fullest_form_wins(read_row=row_files.read_row):
     """A row is what its keys say: with chosen and rejected a pair, with a completion an answer, else a bare prompt."""
     row = {"prompt": "p", "completion": "c", "chosen": "a", "rejected": "b"}
     for missing, form in (((), "pair"), (("chosen",), "completion"), (("chosen", "completion"), "prompt")):
         line = json.dumps({key: value for key, value in row.items() if key not in missing}).encode()
-        assert read_row("x:1", line, False, tuple(data.FORMS)).form == form
+        assert read_row("x:1", line, False, tuple(row_files.FORMS)).form == form
 
 
 @pytest.mark.parametrize(
@@ -147,14 +150,14 @@ def test_the_fullest_form_wins(read_row=data.read_row):
         (b'{"text": "a", "score": NaN}', "NaN"),
     ],
 )
-def test_a_bad_row_is_named(line, sign, read_row=data.read_row):
+def test_a_bad_row_is_named(line, sign, read_row=row_files.read_row):
     """Whatever is wrong with a line, the error begins with PATH:LINE and says what was expected."""
     with pytest.raises(MiniftError, match=sign) as error:
-        read_row("file.jsonl:7", line, False, tuple(data.FORMS))
+        read_row("file.jsonl:7", line, False, tuple(row_files.FORMS))
     assert str(error.value).startswith("file.jsonl:7: ")
 
 
-def test_plain_text_is_one_row(tmp_path, read_rows=data.read_rows):
+def test_plain_text_is_one_row(tmp_path, read_rows=row_files.read_rows):
     """A .txt or .md file is one text; a byte that is not UTF-8 is found with its line; an empty file is an empty
     dataset."""
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\n")
@@ -172,9 +175,8 @@ def test_plain_text_is_one_row(tmp_path, read_rows=data.read_rows):
 
 
 def as_rows(*values):
-    return [
-        data.read_row(f"f:{i}", json.dumps(value).encode(), False, tuple(data.FORMS)) for i, value in enumerate(values)
-    ]
+    forms = tuple(row_files.FORMS)
+    return [row_files.read_row(f"f:{i}", json.dumps(value).encode(), False, forms) for i, value in enumerate(values)]
 
 
 def test_duplicates_are_counted(without_duplicates=examples.without_duplicates):
@@ -331,7 +333,7 @@ def test_a_stream_never_cuts_a_character(monkeypatch, stream_text=sampling.strea
     assert "".join(pieces) == text and "\ufffd" not in "".join(pieces) and len(pieces) > 4
 
 
-def test_a_chat_forgets_the_oldest_exchange(fit_history=use.fit_history):
+def test_a_chat_forgets_the_oldest_exchange(fit_history=chat.fit_history):
     """History is cut by whole exchanges, oldest first, the system's turn stays; a last turn that alone is too
     long: room 0."""
     model, tokenizer = make_model(), make_tokenizer()
@@ -346,7 +348,7 @@ def test_a_chat_forgets_the_oldest_exchange(fit_history=use.fit_history):
     assert fit_history([{"role": "user", "content": "x " * 200}], model, tokenizer, 40)[2] == 0
 
 
-def test_a_generated_row_keeps_what_it_had(completed=use.completed):
+def test_a_generated_row_keeps_what_it_had(completed=generate.completed):
     """The answer is put under "completion"; one that was there becomes the reference."""
     assert completed({"prompt": "p", "id": 3}, "new") == {"prompt": "p", "id": 3, "completion": "new"}
     assert completed({"prompt": "p", "completion": "old"}, "new") == {
@@ -356,10 +358,10 @@ def test_a_generated_row_keeps_what_it_had(completed=use.completed):
     }
 
 
-# ---- evaluate.py, run.py ----
+# ---- measures.py, run.py ----
 
 
-def test_a_model_that_knows_nothing_has_a_perplexity_of_v(text_measures=evaluate.text_measures):
+def test_a_model_that_knows_nothing_has_a_perplexity_of_v(text_measures=measures.text_measures):
     """All logits equal: exp(mean nll) is the size of the vocabulary, over every token but the first, windows or not."""
     model, tokenizer = make_model(), make_tokenizer()
     torch.nn.init.zeros_(model.head.weight)
@@ -369,7 +371,7 @@ def test_a_model_that_knows_nothing_has_a_perplexity_of_v(text_measures=evaluate
     assert found["tokens"] == n and found["perplexity"] == pytest.approx(300, rel=1e-5)
 
 
-def test_exact_match_is_with_the_last_answer(monkeypatch, answer_measures=evaluate.answer_measures):
+def test_exact_match_is_with_the_last_answer(monkeypatch, answer_measures=measures.answer_measures):
     """The prompt is everything before the last assistant turn, the reference that turn; half right is 0.5, with
     its spread."""
     tokenizer, asked = make_tokenizer(), []
@@ -391,13 +393,13 @@ def test_exact_match_is_with_the_last_answer(monkeypatch, answer_measures=evalua
         asked.extend(tokenizer.decode(prompt) for prompt in prompts)
         return [tokenizer.encode(text) + [tokenizer.eos_id] * (text == "x") for text in ("x", "y", "no", "wrong")]
 
-    monkeypatch.setattr(evaluate, "write_answers", answer)
+    monkeypatch.setattr(measures, "write_answers", answer)
     found = answer_measures(make_model(), tokenizer, rows, SimpleNamespace(max_new_tokens=None, batch_size=2, show=0))
     assert found["exact_match"] == 0.5 and found["ends_with_eos"] == 0.25 and found["exact_match_95%"] == "0 to 1"
     assert set(asked) == {"<user>a<assistant>wrong<eos><user>b<assistant>"}
 
 
-def test_pairs_are_judged_by_what_the_model_is(monkeypatch, pair_measures=evaluate.pair_measures):
+def test_pairs_are_judged_by_what_the_model_is(monkeypatch, pair_measures=measures.pair_measures):
     """A language model by log p of the answers, summed, its <eos> included: compared with torch's own log_softmax."""
     model, tokenizer = make_model(), make_tokenizer()
     rows = as_rows(
@@ -452,7 +454,7 @@ def watch_of(tmp_path, prompts, reward_fn=None, reference=None):
         save=lambda: saved.append(len(saved)),
     )
     config = SimpleNamespace(max_new_tokens=6, temperature=1.0, beta=0.2, missing_eos_penalty=0.5)
-    return rl.Watch(run, config, reward_fn, reference, prompts), saved
+    return ppo_run.Watch(run, config, reward_fn, reference, prompts), saved
 
 
 def test_ppo_is_judged_by_score_minus_beta_kl(tmp_path, watch_of=watch_of):
@@ -476,7 +478,7 @@ def test_ppo_keeps_the_best_iteration(tmp_path, monkeypatch, watch_of=watch_of):
     """Weights are kept when the held-out objective improves, and only then; a resumed run forgets the rows it will
     repeat."""
     objectives = iter([0.0, 1.0, 3.0, 2.0, 3.0, 4.0, 5.0])
-    monkeypatch.setattr(rl.Watch, "measure", lambda self: {"valid_objective": next(objectives)})
+    monkeypatch.setattr(ppo_run.Watch, "measure", lambda self: {"valid_objective": next(objectives)})
     watch, saved = watch_of(tmp_path, [[1]])
     for iteration in range(1, 6):
         watch({"iteration": iteration})
@@ -488,7 +490,7 @@ def test_ppo_keeps_the_best_iteration(tmp_path, monkeypatch, watch_of=watch_of):
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("lora", [2, None])
-def test_values_begin_where_they_should(known, lora, first_values=rl.first_values):
+def test_values_begin_where_they_should(known, lora, first_values=ppo_run.first_values):
     """The reward model's own scores, or 0 where there is none; with LoRA no weight of a body is there twice, and
     training the values changes neither model that it was made from."""
     policy, judge, ids = make_model(), make_model("TokenScorer", seed=1, norm_eps=1e-5 if known else 1e-6), IDS
@@ -535,7 +537,7 @@ def test_a_new_base_is_written_first(tmp_path, recorded=run.Run.recorded, save=r
     assert config["base_model_name_or_path"] == (tmp_path / "base").as_posix()
 
 
-# ---- models.py, rewards.py, folders.py, options.py, check.py ----
+# ---- models.py, rewards.py, folders.py, options.py, data_report.py ----
 
 
 def test_a_plain_copy_computes_the_same(plain_copy=models.plain_copy):
@@ -645,13 +647,13 @@ def test_impossible_numbers_are_refused(kind, least, above, most, good, bad, num
             read(text)
 
 
-def test_learned_tokens_are_seen(monkeypatch, coloured=check.coloured):
+def test_learned_tokens_are_seen(monkeypatch, coloured=data_report.coloured):
     """On a terminal learned tokens are green and the others grey; elsewhere, or with NO_COLOR, learned ones stand
     in guillemets."""
     tokenizer = make_tokenizer()
     ids, labels = tokenizer.encode("ab") + [tokenizer.eos_id], [-100, tokenizer.encode("b")[0], tokenizer.eos_id]
     assert coloured(tokenizer, ids, labels) == "a«b<eos>»"
-    monkeypatch.setattr(check.sys, "stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(data_report.sys, "stdout", SimpleNamespace(isatty=lambda: True))
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert coloured(tokenizer, ids, labels) == "\x1b[90ma\x1b[0m\x1b[1;32mb<eos>\x1b[0m"
     monkeypatch.setenv("NO_COLOR", "1")

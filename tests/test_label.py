@@ -18,8 +18,8 @@ import pytest
 from test_jobs import save_tiny, write
 
 from minift.__main__ import main
-from minift.cli import label
-from minift.cli.data import read_rows
+from minift.cli import label_page as label
+from minift.cli.rows import read_rows
 from minift.errors import MiniftError
 from minift.label import record, server, tasks, work
 from minift.text.chat import check_messages

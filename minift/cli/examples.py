@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-from minift.cli.data import Row, find_files, read_rows, sha256
+from minift.cli.rows import Row, find_files, read_rows, sha256
 from minift.errors import MiniftError
 
 # Different prompts or texts; of fewer, a tenth would say nothing.

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from minift.cli.data import find_files, read_rows
 from minift.cli.folders import check_writable, command
 from minift.cli.models import open_kind, pick_device
+from minift.cli.rows import find_files, read_rows
 from minift.cli.sampling import room_to_answer
 from minift.core.heads import LanguageModel
 from minift.errors import MiniftError

@@ -1,11 +1,12 @@
 """What the options of the verbs are made of, with their defaults; impossible values are refused here, before any work.
 
-Learning rate and batch depend on the model, which is not open yet when the command is read: settle() sets them then. A
-model trained from scratch in minutes wants learning rates a hundred times as high as a large pretrained one.
+Learning rate and batch depend on the model, which is not open yet when the command is read: settle() works them out
+then. A model trained from scratch in minutes wants learning rates a hundred times as high as a large pretrained one.
 """
 
 import argparse
 import math
+from dataclasses import dataclass, fields
 
 from minift.errors import MiniftError
 
@@ -108,16 +109,34 @@ def rate(sub, verb):
     option(sub, "--lr", "X", POSITIVE, None, f"learning rate (default {told})")
 
 
+@dataclass(frozen=True)
+class Settings:
+    """The settings that depend on the model's size, worked out once, when the model is open."""
+
+    # The learning rate.
+    lr: float | None = None
+    # Rows in a batch.
+    batch_size: int | None = None
+    # Batches in an optimizer step.
+    accumulate: int | None = None
+    # Answers in one of PPO's optimizer steps.
+    minibatch_size: int | None = None
+    # Tokens of a row at most; None: the model's context.
+    context: int | None = None
+
+
 def settle(options, model):
-    """Fill in what was not given and depends on the size of the model: learning rate, batch, window of plain text."""
-    if getattr(options, "lr", 0) is None:
-        few = bool(options.lora) or getattr(options, "regime", "") == "freeze"
-        options.lr = float(RATES[options.verb][2 * is_real(model) + few])
+    """The Settings of a verb's options: what was asked for, else the default for a model of this size."""
+    given = {field.name: getattr(options, field.name, None) for field in fields(Settings)}
+    if given["lr"] is None and options.verb in RATES:
+        few_weights = bool(options.lora) or getattr(options, "regime", "") == "freeze"
+        given["lr"] = float(RATES[options.verb][2 * is_real(model) + few_weights])
     for name, sizes in SIZES.items():
-        if getattr(options, name, 0) is None:
-            setattr(options, name, sizes[is_real(model)])
+        if given[name] is None and hasattr(options, name):
+            given[name] = sizes[is_real(model)]
     if options.verb == "pretrain":
-        options.context = window(model, options.context)
+        given["context"] = window(model, options.context)
+    return Settings(**given)
 
 
 def is_real(model):

@@ -5,12 +5,12 @@ import sys
 from functools import partial
 
 from minift.cli.classes import listed
-from minift.cli.data import find_files, read_rows
 from minift.cli.encoders import encode_labelled_row
-from minift.cli.evaluate import with_interval
 from minift.cli.examples import Tally, encode_row
 from minift.cli.folders import check_out_file
+from minift.cli.measures import with_interval
 from minift.cli.models import context_of, open_kind, pick_device
+from minift.cli.rows import find_files, read_rows
 from minift.core.heads import SequenceClassifier
 from minift.errors import MiniftError
 from minift.evaluation.baselines import labelled_batches, predict

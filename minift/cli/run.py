@@ -20,7 +20,7 @@ from minift.cli.options import settle
 from minift.core.files import read_json, remove, write_json
 from minift.core.heads import LanguageModel
 from minift.core.logprobs import eval_mode
-from minift.core.resume import move_batch
+from minift.core.resume import machine_record, move_batch
 from minift.core.step import WeightedMeans
 from minift.core.train import train
 from minift.errors import MiniftError
@@ -30,7 +30,7 @@ from minift.methods.lora import add_lora
 from minift.text.batches import Batches
 
 # Options that may change on the way.
-MAY_DIFFER = ("resume", "overwrite", "device", "checkpointing", "argv", "job")
+MAY_DIFFER = ("resume", "overwrite", "device", "checkpointing", "argv")
 # LoRA's alpha / rank.
 ALPHA = 2
 
@@ -48,12 +48,13 @@ class Run:
         check_out(self.out, options.resume, options.overwrite, [options.model])
         torch.manual_seed(options.seed)
         self.model, self.tokenizer = open_kind(options.model, kind, options.verb)
-        settle(options, self.model)
+        self.settings = settle(options, self.model)
+        recorded = {name: getattr(self.settings, name, value) for name, value in vars(options).items()
+                    if name not in MAY_DIFFER}
         self.record = {
-            "status": "running", "command": command(options.argv), "seed": options.seed,
-            "settings": {name: value for name, value in vars(options).items() if name not in MAY_DIFFER},
+            "status": "running", "command": command(options.argv), "seed": options.seed, "settings": recorded,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "device": str(self.device), "threads": torch.get_num_threads()}
+            "device": str(self.device), **machine_record()}
         # What an adapter will be for.
         self.base = Path(options.model)
         # With LoRA upon an adapter: the model with that adapter merged, to be saved.
@@ -63,7 +64,7 @@ class Run:
             # They stay frozen, so a second copy is spared.
             shared = {id(p): p for p in self.model.parameters()}
             self.new_base = copy.deepcopy(self.model, shared) if options.lora else None
-        self.context = context_of(self.model, options.context)
+        self.context = context_of(self.model, self.settings.context)
 
     def set_data(self, data):
         """Note the data in the record; with --resume they and all settings must be those with which the run began."""
@@ -90,17 +91,17 @@ class Run:
 
     def batches(self, examples, collate, shuffle=True):
         """Batches of --batch-size; an empty list when there are no examples."""
-        return Batches(examples, self.options.batch_size, collate, self.options.seed, shuffle) if examples else []
+        return Batches(examples, self.settings.batch_size, collate, self.options.seed, shuffle) if examples else []
 
     def train(self, loss_fn, batches, valid_batches):
         """Train by `loss_fn` and keep the best on valid_batches (or the last): metrics (before, of the kept)."""
-        o, valid = self.options, len(valid_batches) > 0
+        o, settings, valid = self.options, self.settings, len(valid_batches) > 0
         evaluate = partial(mean_metrics, self.model, loss_fn, valid_batches, self.device)
         before = evaluate()
-        steps = o.steps or max(1, math.ceil(o.epochs * len(batches) / o.accumulate))
+        steps = o.steps or max(1, math.ceil(o.epochs * len(batches) / settings.accumulate))
         every = o.eval_every or max(1, steps // 10)
         with self.recorded():
-            history = train(self.model, batches, loss_fn, steps=steps, lr=o.lr, accumulate=o.accumulate,
+            history = train(self.model, batches, loss_fn, steps=steps, lr=settings.lr, accumulate=settings.accumulate,
                             evaluate=evaluate if valid else None, eval_every=every,
                             on_best=(lambda row: self.save()) if valid else None, state_path=self.state_path,
                             save_every=every, resume=o.resume, metrics_path=self.metrics_path, dtype=o.dtype,

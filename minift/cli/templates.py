@@ -1,17 +1,33 @@
-"""The verb templates: labelled rows become chats for sft; what several people have labelled is adjudicated first."""
+"""templates: labelled rows become chats for sft; what several people have labelled is adjudicated first."""
 
-from minift.cli.data import find_files
-from minift.cli.folders import check_out_file
-from minift.text.jsonl import read_jsonl, write_jsonl
-from minift.ways import annotation
-from minift.ways.templates import instantiate, read_templates
+from minift.cli import options as add
 
+HELP = "Labelled rows become chats for sft, through a file of templates."
+EXAMPLES = ["templates --data data/samples/labels.jsonl --templates data/samples/templates.json "
+            "--out runs/chats.jsonl"]
 # What a row of `label annotate` says of one person.
 PERSONAL = ("annotator", "seconds", "time")
 
 
-def templates(options):
+def add_options(parser):
+    add.data(parser, 'JSONL rows with the templates\' fields; of "label annotate", the rows of all annotators')
+    parser.add_argument("--templates", metavar="FILE", required=True,
+                     help='JSON: {task: {"cluster", "templates": [{"instruction", "response"}, ...]}}')
+    parser.add_argument("--split", metavar="NAME", choices=("seen", "held-out"), default="seen",
+                     help="which templates: seen, or held-out, to test on (default seen)")
+    add.flag(parser, "--no-inverted", "leave out templates that ask for the text and give the label")
+    parser.add_argument("--out", metavar="FILE", required=True, help="the JSONL file for the chats")
+    add.option(parser, "--seed", "N", add.WHOLE, 0, "of which template a row gets")
+    add.overwrite(parser)
+
+
+def run(options):
     """Put the rows of --data through --templates, and write them to --out."""
+    # The imports stand here, so that --help answers without loading PyTorch.
+    from minift.cli.folders import check_out_file
+    from minift.cli.rows import find_files
+    from minift.text.jsonl import read_jsonl, write_jsonl
+    from minift.ways.templates import instantiate, read_templates
     check_out_file(options.out, options.overwrite)
     known, chats = read_templates(options.templates), []
     for path in find_files(options.data):
@@ -26,6 +42,7 @@ def templates(options):
 
 def adjudicated(rows):
     """One row an item, with the label that Dawid and Skene's model of the annotators finds; alone a person is right."""
+    from minift.ways import annotation
     items = {row["id"]: {key: value for key, value in row.items() if key not in PERSONAL} for row in rows}
     people = sorted({row["annotator"] for row in rows})
     said = {(row["annotator"], row["id"]): row["label"] for row in rows}

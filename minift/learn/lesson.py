@@ -1,4 +1,4 @@
-"""The verb `lesson`: open one of the course's notebooks in Jupyter, or list them."""
+"""The lessons as files: list them, and open one in Jupyter."""
 
 import re
 import subprocess
@@ -12,23 +12,25 @@ from minift.errors import MiniftError
 FOLDER = Path(__file__).resolve().parents[2] / "lessons"
 
 
-def lesson(options):
-    """Open the lesson that options.number names in the Jupyter that is installed; without a number, list them."""
+def list_lessons():
+    """Print the number and the title of every lesson."""
+    for number, path in sorted(find_lessons().items()):
+        print(f"{number:3d}  {title(path)}")
+
+
+def open_lesson(number, jupyter_options=()):
+    """Open a lesson in the Jupyter that is installed. MiniftError: no such lesson, or no Jupyter."""
     lessons = find_lessons()
-    if options.list or options.number is None:
-        for number, path in sorted(lessons.items()):
-            print(f"{number:3d}  {title(path)}")
-        return
-    if options.number not in lessons:
-        raise MiniftError(f"there is no lesson {options.number}; there are {', '.join(map(str, sorted(lessons)))}, "
+    if number not in lessons:
+        raise MiniftError(f"there is no lesson {number}; there are {', '.join(map(str, sorted(lessons)))}, "
                           "and --list shows their titles")
     program = next((name for name in ("jupyterlab", "notebook") if find_spec(name)), None)
     if program is None:
         raise MiniftError("Jupyter is not installed: pip install -r requirements-lessons.txt, or open "
-                          f"{lessons[options.number]} in VS Code or Colab")
-    # So that a lesson's links to modules and tests open too.
+                          f"{lessons[number]} in VS Code or Colab")
+    # The root of the repository is Jupyter's, so that a lesson's links to modules and tests open too.
     root = f"--ServerApp.root_dir={FOLDER.parent}"
-    subprocess.run([sys.executable, "-m", program, str(lessons[options.number]), root, *options.jupyter], check=False)
+    subprocess.run([sys.executable, "-m", program, str(lessons[number]), root, *jupyter_options], check=False)
 
 
 def find_lessons():

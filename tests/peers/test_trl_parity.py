@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from minift.cli.data import read_rows
 from minift.cli.encoders import encode_dialogue, encode_preference, encode_request
 from minift.cli.examples import Tally
+from minift.cli.rows import read_rows
 from minift.core.heads import LanguageModel
 from minift.core.transformer import TransformerConfig
 from minift.formats.export import export_pretrained

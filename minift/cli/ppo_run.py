@@ -1,4 +1,4 @@
-"""ppo: reinforcement learning from a reward model or from the user's own function."""
+"""What ppo does around train_ppo: the value model at first, and a look at held-out prompts now and then."""
 
 import copy
 import json
@@ -28,8 +28,10 @@ def ppo(options):
     if (options.reward_model is None) == (options.reward_fn is None):
         raise MiniftError("ppo needs one of --reward-model DIR and --reward-fn FILE.py:NAME")
     run = Run(options)
-    config = PPOConfig(**{name: getattr(options, name) for name in (
-        "beta", "target_kl", "epochs", "lr", "minibatch_size", "temperature", "max_new_tokens", "missing_eos_penalty")})
+    config = PPOConfig(
+        beta=options.beta, target_kl=options.target_kl, epochs=options.epochs, lr=run.settings.lr,
+        minibatch_size=run.settings.minibatch_size, temperature=options.temperature,
+        max_new_tokens=options.max_new_tokens, missing_eos_penalty=options.missing_eos_penalty)
     encode = partial(encode_request, tokenizer=run.tokenizer, room=run.context - options.max_new_tokens)
     data = load(options, encode, FORMS)
     run.set_data(data)

@@ -11,7 +11,6 @@ from itertools import groupby
 import torch
 
 from minift.cli.classes import in_order
-from minift.cli.data import FORMS, find_files, read_rows
 from minift.cli.encoders import (
     encode_dialogue,
     encode_labelled_row,
@@ -23,6 +22,7 @@ from minift.cli.encoders import (
 from minift.cli.examples import Tally, encode_row, without_duplicates
 from minift.cli.models import context_of, open_kind, pick_device, plain_copy
 from minift.cli.options import settle, window
+from minift.cli.rows import FORMS, find_files, read_rows
 from minift.core.heads import LanguageModel, MaskedLanguageModel
 from minift.core.logprobs import CHUNK_LOGITS, IGNORE_INDEX
 from minift.errors import MiniftError
@@ -44,7 +44,7 @@ def check_data(options):
     model, tokenizer = open_kind(options.model, (LanguageModel, MaskedLanguageModel), "check-data")
     model = plain_copy(model).to(pick_device(options.device))
     context = context_of(model, options.context)
-    settle(options, model)
+    batch_size = settle(options, model).batch_size
     bad, sequences = [], []
     encoder = isinstance(model, MaskedLanguageModel)
     forms = [form for form in FORMS if form in (("label", "text") if encoder else USED_BY)]
@@ -61,7 +61,7 @@ def check_data(options):
         print(f"problem: {problem}")
     learned = [ids[:context] for ids, labels in sequences if any(label != IGNORE_INDEX for label in labels)]
     if learned:
-        estimate(model, tokenizer, learned, options.batch_size)
+        estimate(model, tokenizer, learned, batch_size)
     if bad:
         raise MiniftError(f"{len(bad)} rows are bad (the first: {bad[0]}); mend them, or train with --skip-bad")
 

@@ -1,0 +1,70 @@
+"""mlm: continued masked training of an encoder; or data/encoder made anew, from nothing but its seed."""
+
+from functools import partial
+
+from minift.cli import options as add
+from minift.errors import MiniftError
+
+HELP = 'Masked training of an encoder on plain text: .txt, .md, or JSONL rows {"text"}.'
+EXAMPLES = ["mlm --model data/encoder --data data/samples/text.jsonl --out runs/mlm"]
+
+
+def add_options(parser):
+    add.model(parser, "an encoder's folder", required=False)
+    add.data(parser, 'text files; patterns such as "mine/*.md" are expanded', required=False)
+    add.files(parser)
+    parser.add_argument("--recipe", metavar="NAME", choices=("encoder",), help='"encoder" makes data/encoder anew')
+    share = add.number(float, 0, above=True, most=0.99)
+    add.option(parser, "--hidden", "X", share, 0.15, "share of the tokens to hide")
+    add.flag(parser, "--whole-words", "hide all tokens of a word together")
+    add.training(parser, "mlm")
+
+
+def run(options):
+    """Continued masked training on plain text, with the accuracy on hidden tokens before and after."""
+    # The imports stand here, so that --help answers without loading PyTorch.
+    from minift.cli.encoders import encode_pieces
+    from minift.cli.examples import load
+    from minift.cli.run import Run
+    from minift.core.heads import MaskedLanguageModel
+    from minift.core.logprobs import IGNORE_INDEX
+    from minift.methods.mlm import make_mlm_loss
+    if options.recipe:
+        make_encoder(options.out, options.overwrite)
+        return
+    if not options.model or not options.data:
+        raise MiniftError("mlm needs --model DIR and --data FILE (or --recipe encoder, which begins from nothing)")
+    run = Run(options, MaskedLanguageModel)
+    data = load(options, partial(encode_pieces, tokenizer=run.tokenizer, context=run.context), ("text",))
+    batches, valid = masked(run, data.train), masked(run, data.valid, fresh=False)
+    if valid and all((batch["labels"] == IGNORE_INDEX).all() for batch in valid):
+        valid, data.valid_from = [], "nothing (too short to hide a token of it): the last weights are kept"
+        print(f"validation on {data.valid_from}")
+    run.set_data(data)
+    run.set_model(run.model)
+    run.train(make_mlm_loss(run.model), batches, valid)
+    run.finish()
+
+
+def masked(run, documents, fresh=True):
+    """Batches of the documents' pieces with hidden tokens: others in every epoch, or (fresh=False) always the same."""
+    from minift.methods.mlm import Masked, letters_of
+    from minift.text.segments import collate_ids
+    pieces = [piece for document in documents for piece in document]
+    if not pieces:
+        return []
+    options, tokenizer = run.options, run.tokenizer
+    batches = run.batches(pieces, lambda part: collate_ids([piece["input_ids"] for piece in part], tokenizer.pad_id),
+                          shuffle=fresh)
+    return Masked(batches, mask_id=tokenizer.special_id("<mask>"), special_ids=tokenizer.special.values(),
+                  vocab_size=tokenizer.vocab_size, seed=options.seed, probability=options.hidden,
+                  letters=letters_of(tokenizer) if options.whole_words else None, fresh=fresh)
+
+
+def make_encoder(out, overwrite):
+    """Repeat the recipe of data/encoder, from nothing but its seed."""
+    from minift.cli.folders import check_out
+    from minift.world import recipes
+    check_out(out, overwrite=overwrite)
+    manifest = recipes.pretrain_encoder(out)
+    print(f"the encoder of {manifest['n_parameters']:,} parameters is in {out}")

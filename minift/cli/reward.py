@@ -1,0 +1,50 @@
+"""reward: a reward model from preference pairs; in the end its scores get mean 0 and standard deviation 1."""
+
+from functools import partial
+from itertools import islice
+
+from minift.cli import options as add
+
+HELP = 'A reward model, from JSONL rows {"prompt", "chosen", "rejected"}.'
+EXAMPLES = ["reward --model data/base --data data/samples/pairs.jsonl --out runs/reward"]
+# Batches of pairs from which the mean and the standard deviation of the scores are measured.
+SCORED = 32
+
+
+def add_options(parser):
+    add.model(parser)
+    add.data(parser)
+    add.files(parser)
+    add.training(parser, "reward")
+
+
+def run(options):
+    """Train on pairs, keep the best weights, and normalise their scores."""
+    # The imports stand here, so that --help answers without loading PyTorch.
+    import torch
+
+    from minift.cli.run import Run
+    from minift.core.heads import TokenScorer
+    from minift.methods.reward import make_reward_loss, normalise_scores, score_pairs
+    run = Run(options)
+    data, make_batches = load_pairs(run)
+    run.set_model(TokenScorer(run.model.body))
+    run.train(make_reward_loss(run.model), make_batches(data.train), make_batches(data.valid, shuffle=False))
+
+    # Normalise the scores on some pairs, and save the model again.
+    some = islice(make_batches(data.train), SCORED)
+    scores = [side for pair in score_pairs(run.model, some) for side in pair]
+    normalise_scores(run.model, torch.cat(scores))
+    run.save()
+    run.finish()
+
+
+def load_pairs(run):
+    """Preference pairs as Data, and the function that makes batches of them."""
+    from minift.cli.encoders import encode_preference
+    from minift.cli.examples import load
+    from minift.text.pairs import collate_pairs
+    encode = partial(encode_preference, tokenizer=run.tokenizer, context=run.context)
+    data = load(run.options, encode, ("pair",))
+    run.set_data(data)
+    return data, partial(run.batches, collate=partial(collate_pairs, pad_id=run.tokenizer.pad_id))
