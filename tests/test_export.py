@@ -1,6 +1,7 @@
 """The way out and back: exported models as commands use them, and what an adapter of GPT-2 looks like on disk."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,14 @@ import torch
 
 from minift.__main__ import main
 from minift.core.files import read_tensors
-from minift.core.heads import Encoder, LanguageModel
+from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel, TokenScorer
 from minift.core.transformer import TransformerConfig
-from minift.formats import adapter, adapter_file, export
-from minift.formats.checkpoint import load_model
+from minift.errors import MiniftError
+from minift.formats import adapter, adapter_file, export, family_config
+from minift.formats.checkpoint import load_model, save_model
 from minift.methods import lora
 from minift.text.chat import encode_chat
+from minift.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 GPT2 = TransformerConfig(12, 16, 2, 2, 8, 12, norm="layernorm", positions="learned", mlp="gelu_tanh", bias=True)
@@ -50,6 +53,76 @@ def test_the_verb_writes_the_same_model(exported, load_model=load_model):
     assert config["hidden_size"] == ours.config.d_model and config["num_key_value_heads"] == ours.config.n_kv_head
     names = set(read_tensors(exported / "model.safetensors")[0])
     assert {"model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"} < names
+
+
+def test_config_json_names_the_end_and_the_pad(exported, tmp_path, export_pretrained=export.export_pretrained):
+    """With a tokenizer config.json has both ids; without one it has neither, and no tokenizer file is written."""
+    model, tokenizer = load_model(ROOT / "data" / "base")
+    config = json.loads((exported / "config.json").read_text(encoding="utf-8"))
+    assert (config["eos_token_id"], config["pad_token_id"]) == (tokenizer.eos_id, tokenizer.pad_id)
+    assert config["dtype"] == "float32"
+    export_pretrained(model, None, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert "eos_token_id" not in config and "pad_token_id" not in config
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+LLAMA_LIKE = TransformerConfig(12, 16, 2, 2, 8, 12, rope_theta=500.0, rope_scaling=(8.0, 1.0, 4.0, 16.0), dropout=0.25,
+                               norm_eps=1e-3, n_kv_head=1)
+BERT = replace(GPT2, causal=False, norm_first=False, mlp="gelu", dropout=0.25, norm_eps=1e-7)
+
+
+@pytest.mark.parametrize("model, name", [
+    (LanguageModel(LLAMA_LIKE), "LlamaForCausalLM"), (LanguageModel(LLAMA_LIKE, False), "LlamaForCausalLM"),
+    (LanguageModel(replace(GPT2, dropout=0.25)), "GPT2LMHeadModel"), (LanguageModel(GPT2, False), "GPT2LMHeadModel"),
+    (MaskedLanguageModel(BERT), "BertForMaskedLM"), (Encoder(BERT), "BertModel")])
+def test_each_family_is_opened_again(model, name, tmp_path, export_pretrained=export.export_pretrained):
+    """The same config (but for dropout, which is not read), the same weights, the same kind of model, tied or not."""
+    export_pretrained(model, None, tmp_path)
+    again, _ = load_model(tmp_path)
+    assert type(again) is type(model) and again.config == replace(model.config, dropout=0.0)
+    ours, theirs = dict(model.named_parameters()), dict(again.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert config["architectures"] == [name]
+    rates = [value for key, value in config.items() if "drop" in key]
+    assert rates and set(rates) == {model.config.dropout}
+
+
+def test_config_json_of_each_family(tmp_path, write_config=family_config.write_config):
+    """The keys that transformers reads, written out."""
+    assert write_config(LanguageModel(LLAMA_LIKE), "llama") == {
+        "model_type": "llama", "vocab_size": 12, "tie_word_embeddings": True, "max_position_embeddings": 16,
+        "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12,
+        "num_key_value_heads": 1, "hidden_act": "silu", "rms_norm_eps": 1e-3, "attention_dropout": 0.25,
+        "rope_theta": 500.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                                              "high_freq_factor": 4.0, "original_max_position_embeddings": 16.0}}
+    assert write_config(LanguageModel(GPT2, False), "gpt2") == {
+        "model_type": "gpt2", "vocab_size": 12, "tie_word_embeddings": False, "n_positions": 16, "n_embd": 8,
+        "n_layer": 2, "n_head": 2, "n_inner": 12, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    assert write_config(MaskedLanguageModel(BERT), "bert") == {
+        "model_type": "bert", "vocab_size": 12, "tie_word_embeddings": True, "max_position_embeddings": 16,
+        "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12,
+        "hidden_act": "gelu", "layer_norm_eps": 1e-7, "type_vocab_size": 2, "hidden_dropout_prob": 0.25,
+        "attention_probs_dropout_prob": 0.25}
+
+
+def test_what_is_not_exported(tmp_path, export_pretrained=export.export_pretrained):
+    """A head that Hugging Face lacks, a NaN, a tokenizer of another model, a folder of ours: nothing is written."""
+    diverged = LanguageModel(GPT2)
+    diverged.body.norm.weight.data[0] = float("nan")
+    tokenizer = Tokenizer.train(["abab"], 256 + 2 + 8)
+    for model, its_tokenizer, says in (
+        (TokenScorer(LanguageModel(GPT2).body), None, "TokenScorer"),
+        (LanguageModel(BERT), None, "bert .*LanguageModel"), (diverged, None, "NaN"), (LanguageModel(GPT2), tokenizer, "266 tokens.* 12")):
+        with pytest.raises(MiniftError, match=says):
+            export_pretrained(model, its_tokenizer, tmp_path)
+    assert not list(tmp_path.iterdir())
+    save_model(LanguageModel(GPT2), None, tmp_path)
+    with pytest.raises(MiniftError, match="minift's own"):
+        export_pretrained(LanguageModel(GPT2), None, tmp_path)
 
 
 def test_commands_take_a_folder_of_hugging_face(exported, tmp_path, capsys):
@@ -111,3 +184,68 @@ def test_fused_adapters(tmp_path, fuse_qkv=adapter_file.fuse_qkv, split_qkv=adap
     base.load_state_dict(plain)
     ids = torch.tensor([[1, 5, 11, 3]])
     assert torch.equal(load_adapter(base, tmp_path)(ids), model(ids))
+
+
+def test_a_part_of_a_fused_layer_is_refused(tmp_path, fuse_qkv=adapter_file.fuse_qkv,
+                                            save_adapter=adapter.save_adapter):
+    """LoRA on some of q, k and v has no place in a file of GPT-2; without any of them nothing is fused."""
+    for targets in ("q_proj", ("k_proj", "v_proj")):
+        with pytest.raises(MiniftError, match="q, k and v"):
+            save_adapter(lora.add_lora(LanguageModel(GPT2), 2, 4, targets), tmp_path)
+    tensors, config = {"h.c_proj.lora_A.weight": torch.ones(1)}, {"target_modules": ["h.c_proj"]}
+    assert fuse_qkv(tensors, config) == (tensors, config)
+
+
+def test_an_adapter_of_pefts_fused_layer(split_qkv=adapter_file.split_qkv):
+    """PEFT has one A and one B for all three: each of q, k and v gets the whole A and its third of B."""
+    a, b = torch.randn(2, 5), torch.randn(21, 2)
+    tensors = {"h.c_attn.lora_A.weight": a, "h.c_attn.lora_B.weight": b, "h.c_fc.lora_A.weight": a}
+    apart = split_qkv(tensors, stacked=False)
+    assert torch.equal(apart.pop("h.c_fc.lora_A.weight"), a) and len(apart) == 6
+    for i, letter in enumerate("qkv"):
+        assert torch.equal(apart[f"h.{letter}_proj.lora_A.weight"], a)
+        assert torch.equal(apart[f"h.{letter}_proj.lora_B.weight"], b[7 * i:7 * i + 7])
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"bias": "all"}, "bias"), ({"use_dora": True}, "use_dora"), ({"lora_bias": True}, "lora_bias"),
+    ({"init_lora_weights": "pissa"}, "pissa"), ({"rank_pattern": {"x": 3}}, "rank_pattern"),
+    ({"alpha_pattern": {"x": 3}}, "alpha_pattern"), ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+    ({"trainable_token_indices": [1]}, "trainable_token_indices"), ({"r": "8"}, "r is '8'"),
+    ({"lora_alpha": None}, "lora_alpha is None"), ({"lora_alpha": 5}, "two different adapters")])
+def test_more_than_plain_lora_is_refused(change, says, tmp_path, read_adapter=adapter_file.read_adapter):
+    """A setting with which an adapter computes something else is named; what switches it off is accepted."""
+    model = lora.add_lora(LanguageModel(LLAMA_LIKE), 2, 4)
+    adapter.save_adapter(model, tmp_path)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    off = {"use_dora": False, "rank_pattern": {}, "alpha_pattern": None, "trainable_token_indices": [],
+           "init_lora_weights": "gaussian", "lora_bias": False}
+    file.write_text(json.dumps(config | off), encoding="utf-8")
+    assert read_adapter(tmp_path)[0] == {"r": 2, "lora_alpha": 4, "lora_dropout": 0.0}
+    file.write_text(json.dumps(config | change), encoding="utf-8")
+    with pytest.raises(MiniftError, match=says):
+        read_adapter(tmp_path)
+
+
+def test_adapters_of_gpt2_may_be_conv1d(tmp_path, read_adapter=adapter_file.read_adapter):
+    """fan_in_fan_out is true for GPT-2's layers, and the patterns are those of the fused layer."""
+    model = lora.add_lora(LanguageModel(GPT2), 2, 4, ("q_proj", "k_proj", "v_proj", "up_proj"))
+    adapter.save_adapter(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["fan_in_fan_out"] is True and config["rank_pattern"] == {"c_attn": 6}
+    assert "transformer.h.0.attn.c_attn" in config["target_modules"]
+    found, tensors, metadata = read_adapter(tmp_path)
+    assert found["r"] == 2 and metadata["stacked"] and len(tensors) == 16
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}), encoding="utf-8")
+    with pytest.raises(MiniftError, match="use_dora"):
+        read_adapter(tmp_path)
+
+
+def test_settings_must_be_the_same_in_all_layers(tmp_path, save_adapter=adapter.save_adapter):
+    """A file has one rank, one alpha and one dropout."""
+    for name, value in (("rank", 3), ("alpha", 5.0)):
+        model = lora.add_lora(LanguageModel(LLAMA_LIKE), 2, 4)
+        setattr(model.body.layers[0].attn.q_proj, name, value)
+        with pytest.raises(MiniftError, match="one rank, alpha and dropout"):
+            save_adapter(model, tmp_path)

@@ -46,6 +46,19 @@ def llama_tensors():
     return tensors
 
 
+def gpt2_tensors(prefix="transformer."):
+    """A GPT-2 with one layer and its masks; linear layers are stored as (in, out), q, k and v as one."""
+    shapes = {"wte.weight": (V, D), "wpe.weight": (C, D)}
+    for name, shape in {"attn.c_attn": (D, 3 * D), "attn.c_proj": (D, D), "mlp.c_fc": (D, 4 * D),
+                        "mlp.c_proj": (4 * D, D)}.items():
+        shapes |= {f"h.0.{name}.weight": shape, f"h.0.{name}.bias": shape[1:]}
+    for norm in ("h.0.ln_1", "h.0.ln_2", "ln_f"):
+        shapes |= {f"{norm}.weight": (D,), f"{norm}.bias": (D,)}
+    masks = {"h.0.attn.bias": torch.ones(1, 1, C, C), "h.0.attn.masked_bias": torch.tensor(-1e4)}
+    tensors = {name: numbers(*shape) for name, shape in shapes.items()} | masks
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
 def bert_tensors(prefix="bert."):
     """A BERT with one layer, without heads."""
     shapes = {"embeddings.word_embeddings.weight": (V, D), "embeddings.position_embeddings.weight": (C, D),
@@ -86,6 +99,31 @@ def test_each_tensor_has_its_place(tmp_path, load_pretrained=pretrained.load_pre
     assert all(p.requires_grad for p in model.parameters())
     (tmp_path / "model.safetensors").unlink()
     assert model(IDS).isfinite().all()
+
+
+GPT2 = {"model_type": "gpt2", "vocab_size": V, "n_positions": C, "n_embd": D, "n_layer": 1, "n_head": 4}
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+def test_gpt2_has_its_matrices_turned(tmp_path, prefix, load_pretrained=pretrained.load_pretrained):
+    """q, k and v are thirds of one tensor, each matrix is transposed; masks are no weights; the MLP is 4 D wide."""
+    tensors = gpt2_tensors(prefix)
+    model, _ = load_pretrained(folder(tmp_path, GPT2, tensors))
+    assert model.config == TransformerConfig(V, C, 1, 4, D, 4 * D, norm="layernorm", positions="learned",
+                                             mlp="gelu_tanh", bias=True)
+    assert model.head.weight is model.body.embed.weight
+    theirs = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    layer = model.body.layers[0]
+    for i, ours in enumerate((layer.attn.q_proj, layer.attn.k_proj, layer.attn.v_proj)):
+        assert torch.equal(ours.weight, theirs["h.0.attn.c_attn.weight"][:, i * D:(i + 1) * D].T)
+        assert torch.equal(ours.bias, theirs["h.0.attn.c_attn.bias"][i * D:(i + 1) * D])
+    for name, ours in (("attn.c_proj", layer.attn.o_proj), ("mlp.c_fc", layer.mlp.up_proj),
+                       ("mlp.c_proj", layer.mlp.down_proj)):
+        assert torch.equal(ours.weight, theirs[f"h.0.{name}.weight"].T)
+        assert torch.equal(ours.bias, theirs[f"h.0.{name}.bias"])
+    for name, ours in (("wte", model.body.embed), ("wpe", model.body.positions), ("ln_f", model.body.norm),
+                       ("h.0.ln_1", layer.attn_norm), ("h.0.ln_2", layer.mlp_norm)):
+        assert torch.equal(ours.weight, theirs[f"{name}.weight"])
 
 
 def test_tied_weights(tmp_path, load_pretrained=pretrained.load_pretrained):
@@ -290,6 +328,74 @@ def test_a_folder_here_comes_before_a_short_name(tmp_path, monkeypatch, load_pre
 
 
 # ---- families ----
+
+
+@pytest.mark.parametrize("config, change, expected", [
+    (LLAMA, {}, CONFIG), (LLAMA, {"num_key_value_heads": None}, replace(CONFIG, n_kv_head=4)),
+    (LLAMA, {"rope_theta": 500}, replace(CONFIG, rope_theta=500.0)),
+    (LLAMA, {"rope_parameters": {"rope_theta": 7.0}, "rope_theta": 9.0}, replace(CONFIG, rope_theta=7.0)),
+    (LLAMA, {"rope_scaling": {"type": "default"}, "head_dim": 4, "mlp_bias": None, "attention_bias": False}, CONFIG),
+    (GPT2, {"n_inner": 24, "layer_norm_epsilon": 1e-3, "activation_function": "gelu_pytorch_tanh"},
+     TransformerConfig(V, C, 1, 4, D, 24, norm="layernorm", norm_eps=1e-3, positions="learned", mlp="gelu_tanh",
+                       bias=True)),
+    (BERT, {}, TransformerConfig(V, C, 1, 4, D, FF, causal=False, norm_first=False, norm="layernorm", norm_eps=1e-12,
+                                 positions="learned", mlp="gelu", bias=True))])
+def test_sizes_of_a_config(config, change, expected, read_config=family_config.read_config):
+    """Each key has its field; what may be missing has the family's own default."""
+    family, found, tied = read_config(config | change, "config.json")
+    assert (family, found, tied) == (config["model_type"], expected, family != "llama")
+
+
+@pytest.mark.parametrize("missing, key, value", [
+    ("llama", "rms_norm_eps", 1e-6), ("gpt2", "layer_norm_epsilon", 1e-5), ("bert", "layer_norm_eps", 1e-12)])
+def test_default_epsilon(missing, key, value, read_config=family_config.read_config):
+    """transformers' own default where the file has none."""
+    config = {"llama": LLAMA, "gpt2": GPT2, "bert": BERT}[missing]
+    found = read_config({name: it for name, it in config.items() if name != key}, "config.json")[1]
+    assert found.norm_eps == value
+
+
+def test_both_spellings_of_a_stretched_rope(read_config=family_config.read_config):
+    """rope_parameters of transformers 5, rope_scaling of older ones: the four numbers in our order, as floats."""
+    numbers = {"high_freq_factor": 4, "factor": 8, "original_max_position_embeddings": 16, "low_freq_factor": 1}
+    old = {"type": "llama3", **numbers}
+    new = {"rope_type": "llama3", **numbers}
+    for change in ({"rope_parameters": {"rope_theta": 1e4, **new}}, {"rope_scaling": new}, {"rope_scaling": old}):
+        found = read_config(LLAMA | change, "config.json")[1]
+        assert found == replace(CONFIG, rope_scaling=(8.0, 1.0, 4.0, 16.0))
+        assert all(type(number) is float for number in found.rope_scaling)
+
+
+@pytest.mark.parametrize("config, change", [
+    (LLAMA, {"hidden_act": "gelu"}), (LLAMA, {"attention_bias": True}), (LLAMA, {"mlp_bias": True}),
+    (LLAMA, {"head_dim": 8}), (LLAMA, {"rope_parameters": {"rope_type": "yarn"}}),
+    (LLAMA, {"rope_scaling": {"type": "linear"}}), (LLAMA, {"quantization_config": {"bits": 4}}),
+    (LLAMA, {"model_type": "mistral"}), (LLAMA, {"num_attention_heads": 0}), (LLAMA, {"hidden_size": "16"}),
+    (GPT2, {"activation_function": "relu"}), (GPT2, {"scale_attn_weights": False}),
+    (GPT2, {"scale_attn_by_inverse_layer_idx": True}), (GPT2, {"add_cross_attention": True}),
+    (BERT, {"hidden_act": "relu"}), (BERT, {"position_embedding_type": "relative_key"}), (BERT, {"is_decoder": True}),
+    (BERT, {"tie_word_embeddings": False})])
+def test_variants_are_refused(config, change, read_config=family_config.read_config):
+    """A setting with which the model computes something else: MiniftError that names the file and the value."""
+    (key, value), = change.items()
+    value = next(iter(value.values())) if isinstance(value, dict) else value
+    with pytest.raises(MiniftError, match=r"^config\.json") as error:
+        read_config(config | change, "config.json")
+    assert repr(value) in str(error.value) or key in str(error.value) or value in (0, "16")
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT2, BERT], ids=["llama", "gpt2", "bert"])
+def test_keys_that_must_be_there(config, read_config=family_config.read_config):
+    """A missing size is named by its key; a file that is no object, or of no model, is refused."""
+    sizes = [key for key in config if key not in ("model_type", "hidden_act", "tie_word_embeddings", "rms_norm_eps",
+                                                  "num_key_value_heads", "layer_norm_eps")]
+    assert len(sizes) >= 5
+    for key in sizes:
+        with pytest.raises(MiniftError, match=f"lacks '{key}'"):
+            read_config({name: value for name, value in config.items() if name != key}, "config.json")
+    for other in ([1], {}, {"model_type": [2]}):
+        with pytest.raises(MiniftError, match="model_type"):
+            read_config(other, "config.json")
 
 
 def test_the_family_of_a_model(find_family=family_config.find_family):

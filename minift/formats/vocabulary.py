@@ -85,7 +85,7 @@ def read_settings(folder):
 
 def read_wordpiece(stored):
     """The Tokenizer of a tokenizer.json with a WordPiece model."""
-    normalizer = {"strip_accents": None, **stored["normalizer"]}
+    normalizer = stored.get("normalizer") or {}
     lower = normalizer.get("lowercase")
     require("its normalizer", normalizer, {
         "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": (None, lower)})
