@@ -98,6 +98,7 @@ def test_config_json_of_each_family(tmp_path, write_config=family_config.write_c
         "num_key_value_heads": 1, "hidden_act": "silu", "rms_norm_eps": 1e-3, "attention_dropout": 0.25,
         "rope_theta": 500.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
                                               "high_freq_factor": 4.0, "original_max_position_embeddings": 16.0}}
+    assert write_config(LanguageModel(replace(LLAMA_LIKE, rope_scaling=None)), "llama")["rope_scaling"] is None
     assert write_config(LanguageModel(GPT2, False), "gpt2") == {
         "model_type": "gpt2", "vocab_size": 12, "tie_word_embeddings": False, "n_positions": 16, "n_embd": 8,
         "n_layer": 2, "n_head": 2, "n_inner": 12, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
@@ -116,7 +117,8 @@ def test_what_is_not_exported(tmp_path, export_pretrained=export.export_pretrain
     tokenizer = Tokenizer.train(["abab"], 256 + 2 + 8)
     for model, its_tokenizer, says in (
         (TokenScorer(LanguageModel(GPT2).body), None, "TokenScorer"),
-        (LanguageModel(BERT), None, "bert .*LanguageModel"), (diverged, None, "NaN"), (LanguageModel(GPT2), tokenizer, "266 tokens.* 12")):
+        (LanguageModel(BERT), None, "bert .*LanguageModel"), (diverged, None, "NaN"),
+        (LanguageModel(GPT2), tokenizer, "266 tokens.* 12")):
         with pytest.raises(MiniftError, match=says):
             export_pretrained(model, its_tokenizer, tmp_path)
     assert not list(tmp_path.iterdir())

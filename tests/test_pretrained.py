@@ -182,7 +182,7 @@ def test_damaged_files(tmp_path, load_pretrained=pretrained.load_pretrained):
     """Truncated weights, pickled weights alone, no config, a file that is no model: one sentence each."""
     file = folder(tmp_path, LLAMA, llama_tensors()) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(MiniftError, match="truncated"):
+    with pytest.raises(MiniftError, match="is damaged"):
         load_pretrained(tmp_path)
     file.unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
@@ -346,6 +346,24 @@ def test_sizes_of_a_config(config, change, expected, read_config=family_config.r
     assert (family, found, tied) == (config["model_type"], expected, family != "llama")
 
 
+OFF = {"quantization_config": None, "add_cross_attention": False, "is_decoder": False}
+
+
+@pytest.mark.parametrize("config, known", [
+    (LLAMA, {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "num_key_value_heads": 4,
+             "tie_word_embeddings": False, "rope_theta": 10000.0, "rope_scaling": None}),
+    (GPT2, {"activation_function": "gelu_new", "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+            "n_inner": 4 * D, "tie_word_embeddings": True}),
+    (BERT, {"hidden_act": "gelu", "position_embedding_type": "absolute", "tie_word_embeddings": True})])
+def test_what_a_missing_key_means(config, known, read_config=family_config.read_config):
+    """The same as the value that is known: every key of these may be there or not."""
+    config = {key: value for key, value in config.items() if key not in known}
+    expected = read_config(config, "config.json")
+    assert expected[2] is known["tie_word_embeddings"]
+    for key, value in (known | OFF).items():
+        assert read_config(config | {key: value}, "config.json") == expected
+
+
 @pytest.mark.parametrize("missing, key, value", [
     ("llama", "rms_norm_eps", 1e-6), ("gpt2", "layer_norm_epsilon", 1e-5), ("bert", "layer_norm_eps", 1e-12)])
 def test_default_epsilon(missing, key, value, read_config=family_config.read_config):
@@ -370,7 +388,8 @@ def test_both_spellings_of_a_stretched_rope(read_config=family_config.read_confi
     (LLAMA, {"hidden_act": "gelu"}), (LLAMA, {"attention_bias": True}), (LLAMA, {"mlp_bias": True}),
     (LLAMA, {"head_dim": 8}), (LLAMA, {"rope_parameters": {"rope_type": "yarn"}}),
     (LLAMA, {"rope_scaling": {"type": "linear"}}), (LLAMA, {"quantization_config": {"bits": 4}}),
-    (LLAMA, {"model_type": "mistral"}), (LLAMA, {"num_attention_heads": 0}), (LLAMA, {"hidden_size": "16"}),
+    (LLAMA, {"intermediate_size": 0}), (LLAMA, {"model_type": "mistral"}),
+    (LLAMA, {"num_attention_heads": 0}), (LLAMA, {"hidden_size": "16"}),
     (GPT2, {"activation_function": "relu"}), (GPT2, {"scale_attn_weights": False}),
     (GPT2, {"scale_attn_by_inverse_layer_idx": True}), (GPT2, {"add_cross_attention": True}),
     (BERT, {"hidden_act": "relu"}), (BERT, {"position_embedding_type": "relative_key"}), (BERT, {"is_decoder": True}),
@@ -404,7 +423,11 @@ def test_the_family_of_a_model(find_family=family_config.find_family):
     learned = replace(CONFIG, n_kv_head=4, norm="layernorm", positions="learned", mlp="gelu_tanh", bias=True)
     assert find_family(learned) == "gpt2"
     assert find_family(replace(learned, causal=False, norm_first=False, mlp="gelu")) == "bert"
-    for mixed in (replace(CONFIG, bias=True), replace(learned, n_kv_head=2), replace(learned, norm_first=False)):
+    for mixed in (replace(CONFIG, bias=True), replace(CONFIG, norm="layernorm"), replace(CONFIG, positions="learned"),
+                  replace(CONFIG, causal=False), replace(CONFIG, norm_first=False), replace(CONFIG, mlp="gelu"),
+                  replace(learned, n_kv_head=2), replace(learned, norm_first=False), replace(learned, mlp="gelu"),
+                  replace(learned, norm="rmsnorm", bias=True), replace(learned, positions="rotary"),
+                  replace(learned, bias=False), replace(learned, causal=False)):
         with pytest.raises(MiniftError, match="family"):
             find_family(mixed)
 

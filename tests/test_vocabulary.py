@@ -4,6 +4,7 @@ import json
 import random
 
 import pytest
+import regex
 
 from minift.errors import MiniftError
 from minift.formats import byte_level, export, vocabulary
@@ -108,6 +109,8 @@ def test_a_template_may_write_the_begin_token(tmp_path, read_tokenizer=vocabular
     for bos, expected in ((begin, chat_format.LLAMA3), ({"content": begin}, chat_format.LLAMA3), ("<other>", None)):
         settings = {"eos_token": "<end>", "bos_token": bos, "chat_template": template}
         assert read_tokenizer(write(tmp_path, stored(), settings), {}).chat == expected
+    settings = {"eos_token": "<end>", "chat_template": "{{ bos_token }}" + CHATML}
+    assert read_tokenizer(write(tmp_path, stored(), settings), {}).chat == chat_format.CHATML      # it has no name
 
 
 # ---- how text is cut ----
@@ -120,6 +123,15 @@ def sequence(*steps):
 DIGITS = {"type": "Digits", "individual_digits": True}
 SPLIT = {"type": "Split", "pattern": {"Regex": r"\d+|\D"}, "behavior": "Isolated"}
 UNCUT = LEVEL | {"use_regex": False}
+
+
+@pytest.mark.parametrize("pattern, pieces", [
+    (vocabulary.GPT2, "I|'ll| see| 1234|  | dogs|?!|\n|\n|x|_| y|'|LL|  "),
+    (vocabulary.DIGITS, "I|'ll| see| |1|2|3|4|  | dogs|?!|\n|\n|x|_| y|'|LL|  "),
+    (vocabulary.LLAMA3, "I|'ll| see| |123|4|  | dogs|?!\n\n|x|_| y|'LL|  ")])
+def test_the_three_expressions(pattern, pieces):
+    """Words with the space before them, contractions, numbers whole, by digit or by three digits, signs, space."""
+    assert regex.findall(pattern, pieces.replace("|", "")) == pieces.split("|")
 
 
 @pytest.mark.parametrize("step, pattern", [
@@ -137,7 +149,7 @@ def test_ways_of_cutting(step, pattern, find_pattern=vocabulary.find_pattern):
     (sequence(DIGITS | {"individual_digits": False}, LEVEL), "steps"),
     (sequence(DIGITS, DIGITS, LEVEL), "steps"), (sequence(SPLIT, LEVEL), "steps"), (sequence(LEVEL, DIGITS), "type"),
     (sequence(SPLIT, SPLIT, UNCUT), "steps"), (sequence(SPLIT | {"invert": True}, UNCUT), "invert"),
-    (sequence(SPLIT | {"behavior": "Removed"}, UNCUT), "behavior"),
+    (sequence(SPLIT | {"behavior": "Removed"}, UNCUT), "behavior"), (sequence(SPLIT | {"type": "Cut"}, UNCUT), "Cut"),
     (sequence(SPLIT | {"pattern": {"String": "x"}}, UNCUT), "steps"), ({"type": "Whitespace"}, "Whitespace")])
 def test_other_ways_of_cutting(step, says, tmp_path, read_tokenizer=vocabulary.read_tokenizer):
     """They are not guessed at: there is no tokenizer, and a warning that names the step."""
@@ -191,7 +203,7 @@ def test_damaged_files(damage, tmp_path, read_tokenizer=vocabulary.read_tokenize
     """A MiniftError, no warning."""
     tokenizer = stored()
     damage(tokenizer)
-    with pytest.raises(MiniftError, match="corrupted|share one id"):
+    with pytest.raises(MiniftError, match="is damaged"):
         read_tokenizer(write(tmp_path, tokenizer, {"eos_token": "<end>"}), {})
 
 
@@ -274,7 +286,7 @@ def test_other_metadata(change, says, read_gguf_tokenizer=vocabulary.read_gguf_t
     """It is left out with a warning that names it; what does not fit together is damage."""
     with pytest.warns(UserWarning, match=f"x.gguf.*{says}"):
         assert read_gguf_tokenizer(metadata(**change), "x.gguf") is None
-    with pytest.raises(MiniftError, match="x.gguf is corrupted"):
+    with pytest.raises(MiniftError, match="x.gguf is damaged"):
         read_gguf_tokenizer(metadata(**{"tokenizer.ggml.merges": ["q q"]}), "x.gguf")
 
 

@@ -71,14 +71,13 @@ def fuse_qkv(tensors, config):
         if owner != key:
             owners.add(owner)
     for owner in owners:
-        parts = {}
-        for part in "AB":
-            keys = [f"{owner}{letter}_proj.lora_{part}.weight" for letter in "qkv"]
-            if not all(key in fused for key in keys):
-                raise MiniftError(f"{owner}: GPT-2 has q, k and v in one layer; choose all three as targets, or none")
-            parts[part] = [fused.pop(key) for key in keys]
-        fused[f"{owner}{FUSED}.lora_A.weight"] = torch.cat(parts["A"])
-        fused[f"{owner}{FUSED}.lora_B.weight"] = torch.block_diag(*parts["B"])
+        layers = [f"{owner}{letter}_proj" for letter in "qkv"]
+        if not all(f"{layer}.lora_A.weight" in tensors for layer in layers):
+            raise MiniftError(f"{owner}: GPT-2 has q, k and v in one layer; choose all three as targets, or none")
+        parts_a = [fused.pop(f"{layer}.lora_A.weight") for layer in layers]
+        parts_b = [fused.pop(f"{layer}.lora_B.weight") for layer in layers]
+        fused[f"{owner}{FUSED}.lora_A.weight"] = torch.cat(parts_a)
+        fused[f"{owner}{FUSED}.lora_B.weight"] = torch.block_diag(*parts_b)
     if owners:
         targets = {re.sub(r"\.[qkv]_proj$", f".{FUSED}", name) for name in config["target_modules"]}
         config = config | {
@@ -147,14 +146,14 @@ def read_adapter(path):
         del known["rank_pattern"], known["alpha_pattern"]
     require(file, config, known)
     for key, kind in (("r", int), ("lora_alpha", (int, float))):
-        if not isinstance(config.get(key), kind):
-            raise MiniftError(f"{file}: {key} is {config.get(key)!r}; expected a number")
+        value = config.get(key)
+        if not isinstance(value, kind):
+            raise MiniftError(f"{file}: {key} is {value!r}; expected a number")
+        if metadata.get(key, value) != value:
+            raise MiniftError(f"{path} has the files of two different adapters; save or copy the folder again")
 
     tensors = split_qkv(tensors, stacked)
     check_finite(tensors, path)
-    for key in ("r", "lora_alpha"):
-        if metadata.get(key, config[key]) != config[key]:
-            raise MiniftError(f"{path} has the files of two different adapters; save or copy the folder again")
     rank, alpha = config["r"], config["lora_alpha"]
     if config.get("use_rslora"):
         # There the scale is alpha / sqrt(rank).

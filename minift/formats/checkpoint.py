@@ -16,6 +16,7 @@ from minift.core.transformer import Transformer, TransformerConfig
 from minift.errors import MiniftError
 from minift.formats import weights
 from minift.formats.pretrained import load_pretrained
+from minift.formats.settings import explain_errors
 from minift.text.tokenizer import Tokenizer
 
 KINDS = {kind.__name__: kind for kind in
@@ -54,9 +55,10 @@ def load_model(path):
     if find_writer(path) != "minift":
         return load_pretrained(path)
     config = read_config(path / "config.json")
-    tensors, metadata = files.read_tensors(path / "model.safetensors")
+    file = path / "model.safetensors"
+    tensors, metadata = files.read_tensors(file)
     if metadata.get("config") != config:
-        raise MiniftError(f"{path / 'model.safetensors'} was saved with another config.json; save the model again")
+        raise MiniftError(f"{file} was saved with another config.json; save the model again")
     tokenizer = None
     if metadata["tokenizer"] is not None:
         tokenizer = Tokenizer.load(path / "tokenizer.json")
@@ -64,7 +66,7 @@ def load_model(path):
             raise MiniftError(f"{path / 'tokenizer.json'} is not the tokenizer with which the model was saved")
     model = build_model(config, path / "config.json")
     weights.check_vocabulary(tokenizer, model.config, path)
-    copy_weights(model, tensors, path / "model.safetensors")
+    copy_weights(model, tensors, file)
     return model.eval(), tokenizer
 
 
@@ -106,7 +108,7 @@ def build_model(config, file):
     kind = config.get("kind")
     if kind not in list(KINDS):
         raise MiniftError(f"{file} names a model of the unknown kind {kind!r}; update minift")
-    try:
+    with explain_errors(file):
         sizes = TransformerConfig(**config["config"])
         with torch.random.fork_rng(devices=[]):
             if kind == "LanguageModel":
@@ -118,8 +120,6 @@ def build_model(config, file):
                 return TokenScorer(Transformer(sizes))
             # The others have no settings besides the sizes.
             return KINDS[kind](sizes)
-    except (KeyError, TypeError, MiniftError) as error:
-        raise MiniftError(f"{file} is corrupted: {error}") from error
 
 
 def copy_weights(model, tensors, where):

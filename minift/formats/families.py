@@ -78,11 +78,10 @@ def canonical_name(name, family, bare):
 def read_weight(take, name, family, config):
     """One of our parameters, from the family's file. take(their name) reads a tensor."""
     tensor = take(their_name(name, family))
-    if family == "gpt2":
-        projection = re.search(r"\.([qkv])_proj\.", name)
-        if projection:
-            # One tensor holds all three, (D, 3 D) or (3 D,).
-            tensor = tensor.chunk(3, dim=-1)["qkv".index(projection[1])]
+    projection = re.search(r"\.([qkv])_proj\.", name)
+    if family == "gpt2" and projection:
+        # One tensor holds all three, (D, 3 D) or (3 D,).
+        tensor = tensor.chunk(3, dim=-1)["qkv".index(projection[1])]
     if is_transposed(name, family):
         tensor = tensor.T
     if family == "gguf" and is_permuted(name):
@@ -109,13 +108,11 @@ def unpermute_rows(weight, d_head):
     Rotary positions turn rows in pairs. llama.cpp pairs the neighbours 2i and 2i + 1 of a head; we pair row i of its
     first half with row i of its second, i + E/2. So row 2i goes to row i, and row 2i + 1 to row i + E/2.
     """
-    rows, columns = weight.shape
-    pairs = weight.reshape(-1, d_head // 2, 2, columns)     # (H, E/2, 2, in)
-    return pairs.transpose(1, 2).reshape(rows, columns)
+    pairs = weight.reshape(-1, d_head // 2, 2, weight.shape[1])     # (H, E/2, 2, in)
+    return pairs.transpose(1, 2).reshape_as(weight)
 
 
 def permute_rows(weight, d_head):
     """The inverse of unpermute_rows."""
-    rows, columns = weight.shape
-    halves = weight.reshape(-1, 2, d_head // 2, columns)    # (H, 2, E/2, in)
-    return halves.transpose(1, 2).reshape(rows, columns)
+    halves = weight.reshape(-1, 2, d_head // 2, weight.shape[1])    # (H, 2, E/2, in)
+    return halves.transpose(1, 2).reshape_as(weight)

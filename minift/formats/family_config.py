@@ -31,8 +31,9 @@ class Family:
     known: dict
 
 
+OFF = (False, None)
 # What is known in every family.
-KNOWN = {"quantization_config": None, "add_cross_attention": (False, None), "is_decoder": (False, None)}
+KNOWN = {"quantization_config": None, "add_cross_attention": OFF, "is_decoder": OFF}
 SIZES = {
     "context_length": "max_position_embeddings", "d_model": "hidden_size", "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads", "d_ff": "intermediate_size",
@@ -46,7 +47,7 @@ FAMILIES = {
         norm_eps="rms_norm_eps",
         dropouts=("attention_dropout",),
         defaults={"num_key_value_heads": None, "rms_norm_eps": 1e-6, "tie_word_embeddings": False},
-        known={"hidden_act": ("silu", None), "attention_bias": (False, None), "mlp_bias": (False, None)},
+        known={"hidden_act": ("silu", None), "attention_bias": OFF, "mlp_bias": OFF},
     ),
     "gpt2": Family(
         parts={"causal": True, "norm_first": True, "norm": "layernorm",
@@ -58,7 +59,7 @@ FAMILIES = {
         dropouts=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
         defaults={"n_inner": None, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
         known={"activation_function": ("gelu_new", "gelu_pytorch_tanh", None),
-               "scale_attn_weights": (True, None), "scale_attn_by_inverse_layer_idx": (False, None)},
+               "scale_attn_weights": (True, None), "scale_attn_by_inverse_layer_idx": OFF},
     ),
     "bert": Family(
         parts={"causal": False, "norm_first": False, "norm": "layernorm",
@@ -94,25 +95,25 @@ def read_config(config, where):
                           f"{', '.join(FAMILIES)}, and what it saved itself")
     family = FAMILIES[name]
     config = family.defaults | config
-    with explain_errors(f"{where} of a Hugging Face model"):
-        require("it", config, KNOWN | family.known)
+    with explain_errors(where):
+        require(where, config, KNOWN | family.known)
         sizes = {field: config[key] for field, key in family.sizes.items()}
         sizes["norm_eps"] = config[family.norm_eps]
         if name == "gpt2" and not sizes["d_ff"]:
             sizes["d_ff"] = 4 * sizes["d_model"]
         if name == "llama":
-            require("it", config, {"head_dim": (None, sizes["d_model"] // sizes["n_head"])})
-            sizes |= read_rope(config)
+            require(where, config, {"head_dim": (None, sizes["d_model"] // sizes["n_head"])})
+            sizes |= read_rope(config, where)
         sizes = TransformerConfig(vocab_size=config["vocab_size"], **sizes, **family.parts)
     return name, sizes, config["tie_word_embeddings"]
 
 
-def read_rope(config):
+def read_rope(config, where):
     """Our rope_theta and rope_scaling. transformers 5 has them in rope_parameters, older versions in two keys."""
     rope = config.get("rope_parameters") or {}
     scaling = (config.get("rope_scaling") or {}) | rope
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    require("it", {"rope_type": kind}, {"rope_type": ("default", "llama3")})
+    require(where, {"rope_type": kind}, {"rope_type": ("default", "llama3")})
     theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
     numbers = None
     if kind == "llama3":

@@ -101,13 +101,10 @@ def import_gguf(path):
 def open_gguf(path):
     """(metadata name -> value, tensor name -> a function that reads it) of a .gguf file."""
     import_gguf(path)
-    try:
+    with explain_errors(path):
         with open(path, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         fields, places = Header(data).read()
-    except Exception as error:
-        # Whatever a damaged file sets off in the parser.
-        raise MiniftError(f"{path} is truncated, corrupted or not a .gguf file ({error})") from error
     return fields, {name: partial(read_tensor, data, place, f"{path}: {name}") for name, place in places.items()}
 
 
@@ -115,7 +112,7 @@ def read_tensor(data, place, where):
     """One tensor as float32. place: (shape, rows last in it; type of its blocks; offset of the first one in data)."""
     gguf = import_gguf(where)
     shape, kind, offset = place
-    try:
+    with explain_errors(where):
         kind = gguf.GGMLQuantizationType(kind)
         block_values, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         rows, columns = math.prod(shape[:-1]), shape[-1]
@@ -126,9 +123,6 @@ def read_tensor(data, place, where):
         for i in range(0, rows, ROWS):
             numbers = gguf.dequantize(blocks[i:i + ROWS], kind)
             tensor[i:i + ROWS] = torch.from_numpy(numbers.copy())
-    except (ValueError, IndexError, RuntimeError) as error:
-        raise MiniftError(f"{where} is truncated, corrupted or of a kind that the package gguf cannot read "
-                          f"({error}); take another file (F16, Q8_0, Q4_K)") from error
     return tensor.view(shape)
 
 
@@ -142,7 +136,7 @@ def read_sizes(fields, tensors, path):
         sizes = {field: fields[name] for field, name in SIZES.items()}
         sizes |= {"rope_theta": round_float32(fields[THETA]), "norm_eps": round_float32(fields[NORM_EPS])}
         config = TransformerConfig(**sizes)
-        require("it", fields, {ROTARY_WIDTH: (None, config.d_head), "llama.rope.scaling.type": (None, "none")})
+        require(path, fields, {ROTARY_WIDTH: (None, config.d_head), "llama.rope.scaling.type": (None, "none")})
         config = replace(config, rope_scaling=find_scaling(tensors, config))
     return config, "output.weight" not in tensors
 

@@ -23,6 +23,7 @@ from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
 from minift.formats import families, family_config, gguf_file, vocabulary, weights
+from minift.formats.settings import explain_errors
 
 # short name -> (package, what to install, where the model is in it)
 PACKAGES = {
@@ -50,7 +51,7 @@ class Opened:
     def take(self, name):
         """A tensor by the family's name; MiniftError when there is none, or when it is not of floating point."""
         if name not in self.tensors:
-            raise MiniftError(f"{self.where} has no tensor {name}; it is incomplete, or not what its config says")
+            raise MiniftError(f"{self.where} has no tensor {name}, which a model of its config needs")
         self.used.add(name)
         tensor = self.tensors[name]()
         if not tensor.is_floating_point():
@@ -148,12 +149,9 @@ def open_tensors(path, family):
     for file in names:
         if not (path / file).exists():
             raise MiniftError(f"{path} has no {file}; download the model again, with its safetensors files")
-        try:
+        with explain_errors(path / file):
             opened = safetensors.safe_open(path / file, framework="pt")
             reads |= {name: partial(opened.get_tensor, name) for name in opened.keys()}
-        except Exception as error:
-            # Whatever a damaged file sets off in the parser.
-            raise MiniftError(f"{path / file} is truncated, corrupted or not a safetensors file ({error})") from error
     bare = not any(name.startswith(families.PREFIX[family]) for name in reads)
     return {families.canonical_name(name, family, bare): read for name, read in reads.items()}
 
@@ -208,5 +206,5 @@ def check_rest(model, opened):
         raise MiniftError(f"{opened.where} has {len(wrong)} tensors that a model of its config does not use: "
                           f"{', '.join(wrong[:5])}")
     if left_out:
-        warnings.warn(f"{opened.where}: minift has no next-sentence head, so these are left out: "
-                      f"{', '.join(left_out)}", stacklevel=3)
+        warnings.warn(f"{opened.where}: minift has no next-sentence head; it leaves out {', '.join(left_out)}",
+                      stacklevel=3)

@@ -1,7 +1,7 @@
-"""Settings in the files of other libraries: those with which minift computes the same, and an error for all others.
+"""The errors of files: settings that minift does not have, and damage of any kind.
 
-A setting that is not looked at would not fail, it would give wrong numbers. So what minift does not have is refused by
-name, wherever a file says it.
+A setting of another library that is not looked at would not fail, it would give wrong numbers. So what minift does not
+have is refused by name, wherever a file says it.
 """
 
 from contextlib import contextmanager
@@ -27,11 +27,11 @@ def require(what, given, known):
 
 @contextmanager
 def explain_errors(where):
-    """Inside, a missing key, or a value that cannot be, becomes a MiniftError that names the file."""
+    """Inside, whatever a damaged file sets off becomes a MiniftError that names it. Unreadable names its setting."""
     try:
         yield
-    except KeyError as error:
-        raise MiniftError(f"{where} lacks {error}") from error
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        # A MiniftError is a ValueError, too.
-        raise MiniftError(f"{where}: {error}") from error
+    except Unreadable:
+        raise
+    except Exception as error:
+        problem = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise MiniftError(f"{where} is damaged, or of a kind that minift does not read: {problem}") from error

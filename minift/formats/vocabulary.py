@@ -18,10 +18,9 @@ import warnings
 from contextlib import contextmanager
 
 from minift.core.files import read_bytes, read_json
-from minift.errors import MiniftError
 from minift.formats.byte_level import make_ranks
 from minift.formats.gguf_file import ADDED, CONTROL, NORMAL
-from minift.formats.settings import Unreadable, require
+from minift.formats.settings import Unreadable, explain_errors, require
 from minift.text import wordpiece
 from minift.text.chat_format import plain_format, recognise
 from minift.text.tokenizer import Tokenizer
@@ -42,14 +41,10 @@ ROLES = {"<pad>": "[PAD]", "<eos>": "[SEP]", "<cls>": "[CLS]", "<sep>": "[SEP]",
 def report_problems(where):
     """Inside, a tokenizer that minift does not have becomes a warning, and a damaged one a MiniftError."""
     try:
-        yield
+        with explain_errors(f"the tokenizer in {where}"):
+            yield
     except Unreadable as error:
         warnings.warn(f"{where}: the model is opened without its tokenizer, because {error}", stacklevel=4)
-    except MiniftError:
-        raise
-    except Exception as error:
-        # Whatever a damaged file sets off.
-        raise MiniftError(f"the tokenizer in {where} is corrupted ({error!r}); download it again") from error
 
 
 # ---- from a Hugging Face folder ----

@@ -159,10 +159,12 @@ def test_a_gguf_file(name, tmp_path, export_gguf=export_gguf.export_gguf):
 
 def test_transformers_reads_the_gguf_file(tmp_path, export_gguf=export_gguf.export_gguf):
     """transformers' own loader of .gguf files gives our logits, to the rounding of 16 bits; new rows are there, too."""
-    pytest.importorskip("gguf", reason="gguf is missing: pip install -r requirements-real.txt")
+    gguf = pytest.importorskip("gguf", reason="gguf is missing: pip install -r requirements-real.txt")
     ours = resize_vocabulary(make("toy"), V + 3)
     export_gguf(ours, TOKENIZER, tmp_path / "x.gguf")
     again, _ = load_pretrained(tmp_path / "x.gguf")
+    fields = gguf.GGUFReader(tmp_path / "x.gguf").fields
+    assert fields["tokenizer.ggml.token_type"].contents()[-11:] == [3] * 8 + [5] * 3      # control tokens, unused ids
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="x.gguf", dtype=torch.float32).eval()
     torch.testing.assert_close(theirs(IDS).logits, again(IDS), atol=1e-5, rtol=0)
 

@@ -158,7 +158,7 @@ def test_a_merge_of_three_parts_is_damage(tmp_path, read_tokenizer=vocabulary.re
     stored = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     stored["model"]["merges"][3] = ["a", "b", "c"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
-    with pytest.raises(MiniftError, match=f"{tmp_path.name} is corrupted"):
+    with pytest.raises(MiniftError, match=f"{tmp_path.name} is damaged"):
         read_tokenizer(tmp_path, {})
 
 
