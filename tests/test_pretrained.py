@@ -432,6 +432,30 @@ def test_the_family_of_a_model(find_family=family_config.find_family):
             find_family(mixed)
 
 
+GGUF_NAMES = {"attn.q_proj": "attn_q", "attn.k_proj": "attn_k", "attn.v_proj": "attn_v", "attn.o_proj": "attn_output",
+              "attn_norm": "attn_norm", "mlp_norm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+              "mlp.down_proj": "ffn_down"}
+
+
+def test_weights_of_a_gguf_file(read_weight=families.read_weight):
+    """llama.cpp's names, written out; the rows of queries and keys, and of nothing else, are put in our order."""
+    model = LanguageModel(CONFIG, tie_embeddings=False)
+    names = {"body.embed.weight": "token_embd.weight", "body.norm.weight": "output_norm.weight",
+             "head.weight": "output.weight"}
+    for i in range(2):
+        names |= {f"body.layers.{i}.{ours}.weight": f"blk.{i}.{theirs}.weight" for ours, theirs in GGUF_NAMES.items()}
+    for name, parameter in model.named_parameters():
+        asked = []
+        def take(theirs, asked=asked, parameter=parameter):
+            asked.append(theirs)
+            return parameter
+        found = read_weight(take, name, "gguf", CONFIG)
+        assert asked == [names[name]]
+        moved = "q_proj" in name or "k_proj" in name
+        assert torch.equal(found, families.unpermute_rows(parameter, E) if moved else parameter)
+        assert moved != torch.equal(found, parameter)
+
+
 def test_rows_are_put_right_and_back(unpermute_rows=families.unpermute_rows, permute_rows=families.permute_rows):
     """Row 2i of a head goes to row i, row 2i + 1 to row i + E/2; and back."""
     weight = torch.arange(8.0)[:, None].expand(8, 3)                         # two heads of width 4

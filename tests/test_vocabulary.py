@@ -207,6 +207,15 @@ def test_damaged_files(damage, tmp_path, read_tokenizer=vocabulary.read_tokenize
         read_tokenizer(write(tmp_path, tokenizer, {"eos_token": "<end>"}), {})
 
 
+def test_no_special_tokens(tmp_path, read_tokenizer=vocabulary.read_tokenizer):
+    """added_tokens may be missing or null; then there is no end token, and a warning says so."""
+    for added in ({}, {"added_tokens": None}):
+        tokenizer = {key: value for key, value in stored().items() if key != "added_tokens"} | added
+        with pytest.warns(UserWarning, match="end token 258 is not among its special tokens"):
+            assert read_tokenizer(write(tmp_path, tokenizer), {"eos_token_id": 258}) is None
+
+
+@pytest.mark.filterwarnings("error")
 def test_no_tokenizer_at_all(tmp_path, read_tokenizer=vocabulary.read_tokenizer,
                              read_gguf_tokenizer=vocabulary.read_gguf_tokenizer):
     """None, and no warning."""
@@ -271,6 +280,8 @@ def test_roles_and_chats_from_metadata(read_gguf_tokenizer=vocabulary.read_gguf_
     ours = read_gguf_tokenizer(metadata(**{"tokenizer.chat_template": CHATML}), "x.gguf")
     assert ours.chat == chat_format.CHATML and ours.eos_id == 259 and ours.pad_id == 258
     template = chat_format.CHATML.jinja().replace('"<|im_end|>"', "bos_token")
+    without = metadata(**{"tokenizer.chat_template": "{{ bos_token }}" + CHATML})
+    assert read_gguf_tokenizer(without, "x.gguf").chat == chat_format.CHATML             # it has no name
     for bos_id, expected in ((259, chat_format.CHATML), (258, None), (None, None)):
         fields = metadata(**{"tokenizer.chat_template": template, "tokenizer.ggml.bos_token_id": bos_id})
         assert read_gguf_tokenizer(fields, "x.gguf").chat == expected
