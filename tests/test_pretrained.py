@@ -124,6 +124,10 @@ def test_gpt2_has_its_matrices_turned(tmp_path, prefix, load_pretrained=pretrain
     for name, ours in (("wte", model.body.embed), ("wpe", model.body.positions), ("ln_f", model.body.norm),
                        ("h.0.ln_1", layer.attn_norm), ("h.0.ln_2", layer.mlp_norm)):
         assert torch.equal(ours.weight, theirs[f"{name}.weight"])
+    head = numbers(V, D)
+    untied = folder(tmp_path / "untied", GPT2 | {"tie_word_embeddings": False}, tensors | {"lm_head.weight": head})
+    if prefix:
+        assert torch.equal(load_pretrained(untied)[0].head.weight, head)
 
 
 def test_tied_weights(tmp_path, load_pretrained=pretrained.load_pretrained):

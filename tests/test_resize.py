@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minift.core import resize
-from minift.core.heads import LanguageModel, MaskedLanguageModel, SequenceClassifier
+from minift.core.heads import LanguageModel, MaskedLanguageModel, SequenceClassifier, TokenScorer
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
 from minift.formats import adapter
@@ -70,3 +70,21 @@ def test_an_adapter_carries_the_new_rows(kind, tmp_path, resize_vocabulary=resiz
     with pytest.raises(MiniftError, match="another model"):
         load_adapter(other, tmp_path)
     assert other.config.vocab_size == 10
+
+
+@pytest.mark.parametrize("make", [
+    lambda: models()["masked"], lambda: TokenScorer(models()["tied"].body),
+    lambda: SequenceClassifier(models()["masked"].body, 3)], ids=["masked", "reward model", "classifier"])
+def test_new_rows_of_other_models_travel_too(make, tmp_path, resize_vocabulary=resize.resize_vocabulary,
+                                             save_adapter=adapter.save_adapter, load_adapter=adapter.load_adapter):
+    """A model whose output layer is no matrix of the vocabulary, or one that is always tied, is the same again."""
+    torch.manual_seed(1)
+    model = resize_vocabulary(lora.add_lora(make(), 2, 4), 13).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    save_adapter(model, tmp_path)
+    torch.manual_seed(1)
+    again = load_adapter(make(), tmp_path).eval()
+    ids = torch.tensor([[10, 12, 3, 11, 4]])
+    assert again.config.vocab_size == 13 and torch.equal(again(ids), model(ids))

@@ -10,7 +10,7 @@ from minift.core.heads import LanguageModel
 from minift.core.resize import vocabulary_parameters
 from minift.errors import MiniftError
 from minift.formats.adapter_file import lora_keys, peft_key, peft_name
-from minift.formats.weights import check_shapes, is_tied, plain_parameters
+from minift.formats.weights import check_finite, check_shapes, is_tied, plain_parameters
 from minift.methods.lora import find_lora, lora_layers
 
 EMBED, OUTPUT = "body.embed.weight", "head.weight"
@@ -32,10 +32,8 @@ def collect_contents(model, family):
     for name, layer in layers.items():
         key_a, key_b = lora_keys(name, family)
         tensors |= {key_a: layer.lora_A, key_b: layer.lora_B}
-    task = None
-    if isinstance(model, LanguageModel):
-        task = "CAUSAL_LM"
-    elif hasattr(model, "score"):
+    task = "CAUSAL_LM" if isinstance(model, LanguageModel) else None
+    if hasattr(model, "score"):
         task = "SEQ_CLS"
     modules = {peft_name(name.rpartition(".")[0], family) for name in extras}
     config = {
@@ -99,6 +97,7 @@ def match_contents(model, tensors, rank, path, family):
         shapes[output] = shapes[embed]
 
     check_shapes(tensors, shapes, path)
+    check_finite(tensors, path)
     if not targets:
         raise MiniftError(f"{path} does not fit this model: it has no LoRA for any of its layers")
     if tied and not torch.equal(tensors[embed], tensors[output]):

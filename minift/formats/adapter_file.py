@@ -43,7 +43,7 @@ def adapter_family(model):
         return "llama"
 
 
-def peft_name(name, family="llama"):
+def peft_name(name, family):
     """Our name of a layer or parameter -> its name in the family's model; GPT-2's q, k and v stay apart here."""
     return their_name(name, family, fused=False)
 
@@ -129,7 +129,7 @@ def write_adapter(path, tensors, config, fingerprint, family):
 def read_adapter(path):
     """The folder's config (r, lora_alpha, lora_dropout), tensors and metadata (empty when PEFT wrote it).
 
-    Raises MiniftError when something is missing, damaged, not finite, from two adapters, or beyond plain LoRA.
+    Raises MiniftError when something is missing, damaged, from two adapters, or beyond plain LoRA.
     """
     file = Path(path) / "adapter_config.json"
     config = read_json(file)
@@ -152,10 +152,9 @@ def read_adapter(path):
         if metadata.get(key, value) != value:
             raise MiniftError(f"{path} has the files of two different adapters; save or copy the folder again")
 
-    tensors = split_qkv(tensors, stacked)
-    check_finite(tensors, path)
     rank, alpha = config["r"], config["lora_alpha"]
     if config.get("use_rslora"):
         # There the scale is alpha / sqrt(rank).
         alpha *= math.sqrt(rank)
-    return {"r": rank, "lora_alpha": alpha, "lora_dropout": config.get("lora_dropout", 0.0)}, tensors, metadata
+    config = {"r": rank, "lora_alpha": alpha, "lora_dropout": config.get("lora_dropout", 0.0)}
+    return config, split_qkv(tensors, stacked), metadata

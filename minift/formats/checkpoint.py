@@ -72,9 +72,10 @@ def load_model(path):
 
 def find_writer(path):
     """Who wrote the model in a folder: "minift" or "another program"; None when there is no model."""
-    if not (path / "config.json").is_file():
+    file = path / "config.json"
+    if not file.is_file():
         return None
-    ours = b'"minift-model"' in files.read_bytes(path / "config.json")
+    ours = b'"minift-model"' in files.read_bytes(file)
     return "minift" if ours else "another program"
 
 

@@ -33,7 +33,7 @@ def export_pretrained(model, tokenizer, path):
         raise MiniftError(f"Hugging Face has no {family} model like a {type(model).__name__}; "
                           "export the language model or the encoder")
     if checkpoint.find_writer(path) == "minift":
-        raise MiniftError(f"{path} holds a model folder of minift's own; export into another folder")
+        raise MiniftError(f"{path} is a model folder of minift's own; choose another folder")
     tensors = make_tensors(model, family)
     weights.check_model(tensors, tokenizer, model.config, "the model to export")
     config = family_config.write_config(model, family) | {"architectures": [name], "dtype": "float32"}
@@ -116,7 +116,7 @@ def wordpiece_steps(tokenizer):
         "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True,
         "strip_accents": None, "lowercase": tokenizer.kind == "wordpiece",
     }
-    around = {role: [name, special[name]] for role, name in (("cls", "[CLS]"), ("sep", "[SEP]"))}
+    around = {"cls": ["[CLS]", special["[CLS]"]], "sep": ["[SEP]", special["[SEP]"]]}
     model = {
         "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
         "max_input_chars_per_word": LONGEST_WORD, "vocab": vocab | special,

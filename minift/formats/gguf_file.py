@@ -100,17 +100,19 @@ def import_gguf(path):
 
 def open_gguf(path):
     """(metadata name -> value, tensor name -> a function that reads it) of a .gguf file."""
-    import_gguf(path)
+    gguf = import_gguf(path)
     with explain_errors(path):
         with open(path, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         fields, places = Header(data).read()
-    return fields, {name: partial(read_tensor, data, place, f"{path}: {name}") for name, place in places.items()}
+    tensors = {}
+    for name, place in places.items():
+        tensors[name] = partial(read_tensor, gguf, data, place, f"{path}: {name}")
+    return fields, tensors
 
 
-def read_tensor(data, place, where):
+def read_tensor(gguf, data, place, where):
     """One tensor as float32. place: (shape, rows last in it; type of its blocks; offset of the first one in data)."""
-    gguf = import_gguf(where)
     shape, kind, offset = place
     with explain_errors(where):
         kind = gguf.GGMLQuantizationType(kind)

@@ -51,7 +51,7 @@ class Opened:
     def take(self, name):
         """A tensor by the family's name; MiniftError when there is none, or when it is not of floating point."""
         if name not in self.tensors:
-            raise MiniftError(f"{self.where} has no tensor {name}, which a model of its config needs")
+            raise MiniftError(f"{self.where} has no tensor {name}, which its config needs")
         self.used.add(name)
         tensor = self.tensors[name]()
         if not tensor.is_floating_point():
@@ -87,8 +87,7 @@ def locate(name):
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", path.as_posix())
     if on_hub and not Path(path.parts[0]).exists():
         return download(path.as_posix())
-    raise MiniftError(f"{name} is missing; expected the folder of a model, a .gguf file, or one of the names "
-                      f"{', '.join(PACKAGES)}")
+    raise MiniftError(f"{name} is missing; expected the folder of a model, a .gguf file, {' or '.join(PACKAGES)}")
 
 
 def find_in_package(name):
@@ -106,14 +105,13 @@ def download(name):
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise MiniftError(f"{name} is missing here; to look for it on the Hugging Face hub, "
-                          "pip install huggingface_hub") from error
+        raise MiniftError(f"{name} is missing; to find it on the hub, pip install huggingface_hub") from error
     wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as error:
         # Of the network, of the hub, of the disk: many kinds.
-        raise MiniftError(f"{name} is missing here and on the Hugging Face hub ({type(error).__name__}); "
+        raise MiniftError(f"{name} is missing, and the hub does not give it ({type(error).__name__}); "
                           "check the name and the network, or give a folder") from error
 
 
@@ -203,8 +201,7 @@ def check_rest(model, opened):
         elif original is None or not torch.equal(read().float(), original):
             wrong.append(name)
     if wrong:
-        raise MiniftError(f"{opened.where} has {len(wrong)} tensors that a model of its config does not use: "
-                          f"{', '.join(wrong[:5])}")
+        raise MiniftError(f"{opened.where} has {len(wrong)} tensors that its config does not use: {wrong[:5]}")
     if left_out:
         warnings.warn(f"{opened.where}: minift has no next-sentence head; it leaves out {', '.join(left_out)}",
                       stacklevel=3)

@@ -122,14 +122,15 @@ def find_pattern(pre_tokenizer):
     require("its pre_tokenizer", steps[-1], {"type": "ByteLevel", "add_prefix_space": False})
     # Does the last step cut the text as well, as GPT-2's does?
     by_gpt2 = steps[-1].get("use_regex", True)
-    if by_gpt2 and len(steps) == 1:
+    kinds = [step["type"] for step in steps]
+    if by_gpt2 and kinds == ["ByteLevel"]:
         return GPT2
-    if by_gpt2 and len(steps) == 2 and steps[0] == {"type": "Digits", "individual_digits": True}:
+    if by_gpt2 and kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
         return DIGITS
-    if not by_gpt2 and len(steps) == 2 and "Regex" in steps[0].get("pattern", {}):
-        require("its pre_tokenizer", steps[0], {"type": "Split", "behavior": "Isolated", "invert": (False, None)})
+    if not by_gpt2 and kinds == ["Split", "ByteLevel"] and "Regex" in steps[0]["pattern"]:
+        require("its pre_tokenizer", steps[0], {"behavior": "Isolated", "invert": (False, None)})
         return steps[0]["pattern"]["Regex"]
-    raise Unreadable(f"its pre_tokenizer has the steps {[step['type'] for step in steps]}, which minift does not know")
+    raise Unreadable(f"its pre_tokenizer has the steps {kinds}, which minift does not know")
 
 
 # ---- from a .gguf file ----

@@ -73,10 +73,8 @@ def check_vocabulary(tokenizer, config, where):
 
 
 def check_finite(tensors, where):
-    """MiniftError when a tensor holds NaN or infinity."""
+    """MiniftError when a tensor holds NaN or infinity. No tensor may be empty."""
     for name, tensor in tensors.items():
-        if tensor.numel() == 0:
-            continue
         # This makes no copy of the tensor.
         extremes = torch.stack(torch.aminmax(tensor))
         if not torch.isfinite(extremes).all():
@@ -88,8 +86,8 @@ def check_shapes(tensors, shapes, where):
     missing = sorted(shapes.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - shapes.keys())
     if missing or unexpected:
-        raise MiniftError(f"{where} does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]} "
-                          f"({len(missing)} and {len(unexpected)} in all)")
+        raise MiniftError(f"{where} does not fit this model: {len(missing)} missing tensors {missing[:3]}, "
+                          f"{len(unexpected)} unexpected ones {unexpected[:3]}")
     for name, shape in shapes.items():
         found = tuple(tensors[name].shape)
         if found != tuple(shape):

@@ -40,7 +40,7 @@ def make_llama(tied=False):
                                       rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=tied)
     model = transformers.LlamaForCausalLM(config)
     ours = make_ours(tied=tied).state_dict()
-    model.load_state_dict({peft_name(name): tensor for name, tensor in ours.items()}, strict=True)
+    model.load_state_dict({peft_name(name, "llama"): tensor for name, tensor in ours.items()}, strict=True)
     return model.eval()
 
 
@@ -81,8 +81,8 @@ def test_same_a_and_b_give_the_same_logits():
     tensors = dict(theirs.named_parameters())
     with torch.no_grad():
         for name, layer in lora.lora_layers(ours).items():
-            layer.lora_A.copy_(tensors[f"base_model.model.{peft_name(name)}.lora_A.default.weight"])
-            layer.lora_B.copy_(tensors[f"base_model.model.{peft_name(name)}.lora_B.default.weight"])
+            layer.lora_A.copy_(tensors[f"base_model.model.{peft_name(name, 'llama')}.lora_A.default.weight"])
+            layer.lora_B.copy_(tensors[f"base_model.model.{peft_name(name, 'llama')}.lora_B.default.weight"])
     assert_equal_logits(ours, theirs, make_llama())
     lora.merge_lora(ours)
     assert_equal_logits(ours, theirs.merge_and_unload(), make_llama())
@@ -92,7 +92,7 @@ def test_the_same_parameters_train_and_have_the_same_gradients():
     """One backward pass of the same loss gives every A and B PEFT's gradient."""
     theirs, ours = make_peft(), lora.add_lora(make_ours(), 4, 8)
     tensors = {name: p for name, p in theirs.named_parameters() if p.requires_grad}
-    pairs = {f"base_model.model.{peft_name(name)}.lora_{part}.default.weight": getattr(layer, f"lora_{part}")
+    pairs = {f"base_model.model.{peft_name(name, 'llama')}.lora_{part}.default.weight": getattr(layer, f"lora_{part}")
              for name, layer in lora.lora_layers(ours).items() for part in "AB"}
     trainable = {id(p) for p in ours.parameters() if p.requires_grad}
     assert pairs.keys() == tensors.keys() and {id(p) for p in pairs.values()} == trainable
