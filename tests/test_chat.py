@@ -3,7 +3,7 @@ import random
 import pytest
 
 from minift.errors import MiniftError
-from minift.text import chat
+from minift.text import chat, chat_format
 from minift.text.tokenizer import DEFAULT_SPECIAL, Tokenizer
 
 BYTES = Tokenizer.train([], 256 + len(DEFAULT_SPECIAL))  # one id a byte, then the special tokens
@@ -70,6 +70,42 @@ def test_text_that_spells_the_template_stays_text(encode_chat=chat.encode_chat):
     assert [TRAINED.decode([i]) for i in ids if i in control] == ["<system>", "<user>", "<assistant>", "<eos>"]
     assert TRAINED.decode(ids) == f"<system>{evil}<user>{evil}<assistant>{evil}<eos>"
     assert sum(mask) == len(TRAINED.encode(evil)) + 1
+
+
+@pytest.mark.parametrize("text", ["<eos>", "<assistant>", "<pad>", "<user>"])
+def test_a_text_that_is_exactly_a_token_stays_text(text, encode_chat=chat.encode_chat):
+    """A user, or a system, that says nothing but the name of a control token does not get the control token."""
+    ids, _ = encode_chat(TRAINED, turns(text, "I see.", text, system=text))
+    control = [TRAINED.decode([i]) for i in ids if i in set(TRAINED.special.values())]
+    assert control == ["<system>", "<user>", "<assistant>", "<eos>", "<user>"]
+    assert TRAINED.decode(ids) == f"<system>{text}<user>{text}<assistant>I see.<eos><user>{text}"
+
+
+FORMATS = {"minift": chat_format.MINIFT, "chatml": chat_format.CHATML, "llama3": chat_format.LLAMA3,
+           "llama31": chat_format.LLAMA31, "plain": chat_format.plain_format("<eos>")}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("text", ["At home.", "  At home. \n", "x"])
+def test_an_answer_has_the_ids_that_a_chat_gives_it(name, text, encode_answer=chat.encode_answer):
+    """In every chat format: encode_answer(text) is what encode_chat marks as written, white space at the ends too."""
+    chat_format = FORMATS[name]
+    names = [part for part in chat.SPECIAL.split(chat_format.text(turns("a", "b", system="c")))
+             if chat.SPECIAL.fullmatch(part)]
+    special = tuple(dict.fromkeys(["<pad>", "<eos>", *names]))
+    tokenizer = Tokenizer.train(["Where is Ada? At home."], 270 + len(special), special_tokens=special)
+    tokenizer.chat = chat_format
+    ids, mask = chat.encode_chat(tokenizer, turns("Where is Ada?", text))
+    assert encode_answer(tokenizer, text) == [i for i, written in zip(ids, mask) if written]
+
+
+def test_a_template_is_rendered_in_a_sandbox(render=chat_format.render):
+    """A template that reaches for Python's internals, or changes the messages, writes nothing; an ordinary one does."""
+    messages = turns("hi")
+    escape = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
+    assert render(escape, messages, False, "") is None
+    assert render("{% set _ = messages.append(1) %}x", messages, False, "") is None and messages == turns("hi")
+    assert render("{{ bos_token }}{{ messages[0].content }}", messages, False, "<s>") == "<s>hi"
 
 
 def test_a_prompt_ends_with_the_assistant(encode_prompt=chat.encode_prompt):

@@ -164,6 +164,13 @@ def test_sampled_frequencies(settings, kept, generate=sampler.generate):
     close(out.logprobs[:, -1], whole[written], 1e-6)
 
 
+@pytest.mark.parametrize("top_p, kept", [(0.5, 1), (0.5 + 1e-6, 2), (0.75, 2), (0.75 + 1e-6, 3), (0.875, 3)])
+def test_the_fewest_that_hold_p(top_p, kept, keep_likely=sampler.keep_likely):
+    """Probabilities 1/2, 1/4, 1/8, 1/8 add up exactly: the first alone holds .5, so at .5 no second one is kept."""
+    logprobs = torch.tensor([[0.125, 0.5, 0.125, 0.25]], dtype=torch.float64).log()
+    assert torch.isfinite(keep_likely(logprobs, None, top_p)).sum().item() == kept
+
+
 def test_an_impossible_id_is_never_drawn(draw=sampler.draw):
     """Even where the random number is exactly 0, or the largest below 1, an id of probability 0 is not drawn."""
     probs = torch.tensor([[0.0, 0.7, 0.3, 0.0]])

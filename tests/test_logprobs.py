@@ -238,3 +238,11 @@ def test_eval_mode_restores_after_an_error(eval_mode=logprobs.eval_mode):
         assert not model.training and not model[0].training
         raise RuntimeError
     assert model.training and model[0].training and not model[1].training
+
+
+def test_whitening_what_does_not_vary(masked_whiten=logprobs.masked_whiten):
+    """Equal values have no spread: they become 0 (or their mean), never NaN or infinity."""
+    x, mask = torch.full((2, 3), 4.0), torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
+    x[0, 2] = math.nan
+    assert (masked_whiten(x, mask) == 0).all()
+    assert masked_whiten(x, mask, keep_mean=True)[mask].tolist() == [4.0] * 5

@@ -540,3 +540,38 @@ def test_rank_stabilised_adapter_gets_its_scale(tmp_path, save_adapter=adapter.s
     file = tmp_path / "adapter_config.json"
     file.write_text(file.read_text(encoding="utf-8").replace('"r": 4', '"use_rslora": true, "r": 4'), encoding="utf-8")
     assert {layer.scale for layer in layers(load_adapter(make_model(), tmp_path)).values()} == {4.0}
+
+
+# ---- a base in bfloat16 ----
+
+
+def half_step(x):
+    """Half the distance of two neighbouring bfloat16 numbers (8 bits) at each x."""
+    return 2.0 ** (torch.frexp(x).exponent - 9).double()
+
+
+def test_a_bfloat16_base_keeps_its_lora_in_float32(LoRALinear=lora.LoRALinear):
+    """A and B are float32, the change is computed in float32 and rounded once: where the merged weight is stored.
+
+    Against float64 the merged weight is off by half a bfloat16 step at most; the output is in the base's type.
+    """
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(48, 40, dtype=torch.bfloat16), rank=8, alpha=24)
+    assert layer.lora_A.dtype == layer.lora_B.dtype == torch.float32
+    nn.init.normal_(layer.lora_B)
+    assert layer(torch.randn(2, 48, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    exact = (layer.linear.weight.double() + 3 * (layer.lora_B.double() @ layer.lora_A.double())).detach()
+    layer.merge()
+    assert ((layer.linear.weight.double() - exact).abs() <= half_step(exact) + 1e-6).all()
+
+
+def test_the_branch_of_a_bfloat16_base_is_added_once_rounded(LoRALinear=lora.LoRALinear):
+    """The branch is computed in float32, not in bfloat16: its error is that of one rounding, not of three."""
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(256, 64, dtype=torch.bfloat16), rank=64, alpha=64)
+    nn.init.zeros_(layer.linear.weight)
+    nn.init.zeros_(layer.linear.bias)
+    nn.init.normal_(layer.lora_B)
+    x = torch.randn(64, 256, dtype=torch.bfloat16)
+    exact = (x.double() @ layer.lora_A.double().T @ layer.lora_B.double().T).detach()
+    assert ((layer(x).double() - exact).abs() <= half_step(exact) + 1e-5).all()

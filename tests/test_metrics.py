@@ -238,3 +238,9 @@ def test_win_rate_counts_ties_half(win_rate=metrics.win_rate):
     assert win_rate(torch.tensor(a), torch.tensor(a)) == 0.5
     with pytest.raises(MiniftError, match="NaN"):
         win_rate([math.nan], [1.0])
+
+
+def test_calibration_has_ten_bins(expected_calibration_error=metrics.expected_calibration_error):
+    """.51 and .59 share a bin of a tenth, .61 does not: by hand 2/3 |.5 - .55| + 1/3 |1 - .61| = .16333."""
+    found = expected_calibration_error([0.51, 0.59, 0.61], [True, False, True])
+    assert found == pytest.approx(2 / 3 * 0.05 + 1 / 3 * 0.39, abs=1e-9)

@@ -8,6 +8,7 @@ import signal
 import pytest
 import torch
 
+from minift.core.generate import Generation
 from minift.core.heads import LanguageModel, TokenScorer
 from minift.core.logprobs import make_reference, token_logprobs
 from minift.core.transformer import TransformerConfig
@@ -393,6 +394,69 @@ def test_the_whole_loss(ppo_loss=ppo_loop.ppo_loss):
     assert metrics["policy_loss"] == pytest.approx(parts[0], abs=1e-5)
     assert metrics["value_loss"] == pytest.approx(parts[1], abs=1e-5)
     assert metrics["n_tokens"] == 5
+
+
+def test_the_losses_average_over_tokens_not_over_rows(value_loss=ppo.value_loss, policy_loss=ppo.policy_loss):
+    """By hand on a row of three tokens and a row of one: each token weighs a quarter.
+
+    Values: squares 1, 4, 9 and 16; half of their mean is 3.75 (rows first: 5.167). Policy: the ratios are 1, so the
+    loss is minus the mean advantage, -(1 + 2 + 3 - 8) / 4 = 0.5 (rows first: 3).
+    """
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
+    returns = torch.tensor([[1.0, 2.0, 3.0], [4.0, 99.0, 99.0]], dtype=torch.float64)
+    zero = torch.zeros_like(returns)
+    assert value_loss(zero, zero, returns, mask, None).item() == pytest.approx(3.75, abs=1e-9)
+    advantages = torch.tensor([[1.0, 2.0, 3.0], [-8.0, 99.0, 99.0]], dtype=torch.float64)
+    assert policy_loss(zero, zero, advantages, mask)[0].item() == pytest.approx(0.5, abs=1e-9)
+
+
+def test_an_end_token_in_the_prompt_ends_no_response():
+    """A prompt of several turns holds <eos> after each answer; only one that the model wrote ends its response."""
+    ids = torch.tensor([[2, EOS, 3, 4, 5], [2, EOS, 3, 4, EOS], [2, 3, 3, 4, 5]])
+    written = torch.tensor([[0, 0, 0, 1, 1]] * 3).bool()
+    generation = Generation(ids, torch.ones_like(written), written, torch.zeros(3, 4))
+    assert generation.ended(EOS).tolist() == [False, True, False]
+    assert generation.ended(None).tolist() == [False] * 3 and generation.responses() == [[4, 5], [4, EOS], [4, 5]]
+
+
+def test_the_missing_end_costs_though_the_prompt_has_one(monkeypatch):
+    """In the loop: prompts with <eos> inside do not spare their responses the penalty for a missing end."""
+    monkeypatch.setitem(globals(), "PROMPTS", [[2, EOS, 3], [4, EOS, 5]])
+    calls = spy(monkeypatch, "token_rewards")
+    run(*start(), reward_fn=lambda generation: torch.zeros(len(generation.input_ids)), missing_eos_penalty=3.0,
+        eos_id=EOS, max_new_tokens=1)
+    (paid, *_), _ = calls[0]
+    row_ended = paid == 0
+    assert (paid[~row_ended] == -3).all() and (~row_ended).any()
+
+
+def test_explained_variance_leaves_out_pads(monkeypatch):
+    """The history's number is that of response tokens: pads, where values and returns are both 0, would flatter it."""
+    calls = spy(monkeypatch, "explained_variance")
+    policy, reference, value_model = start()
+    torch.nn.init.normal_(value_model.score.weight, std=0.5)
+    row, = run(policy, reference, value_model)
+    (values, returns, mask), _ = calls[0]
+    assert not mask.all(), "a rollout without pads would prove nothing"
+    kept_values, kept_returns = values[mask], returns[mask]
+    by_hand = 1 - (kept_returns - kept_values).var(unbiased=False) / kept_returns.var(unbiased=False)
+    assert row["explained_variance"] == pytest.approx(by_hand.item(), abs=1e-6)
+
+
+def test_the_reference_is_asked_again_once(monkeypatch):
+    """Once a run, after its first update: later a reference that moved would have spoiled the run already."""
+    policy, reference, value_model = start()
+    asked = []
+
+    def counted(input_ids, attention_mask=None):
+        asked.append(len(asked))
+        return reference(input_ids, attention_mask)
+    steps = []
+    take_step = ppo_loop.take_step
+    monkeypatch.setattr(ppo_loop, "take_step", lambda *a, **k: steps.append(len(asked)) or take_step(*a, **k))
+    run(policy, counted, value_model, iterations=3)
+    # Two questions in the first iteration, one of them right after its first update; one in each later iteration.
+    assert len(asked) == 4 and steps[0] == 1 and steps[1] == 2
 
 
 def test_what_must_not_move_does_not(train_ppo=ppo_loop.train_ppo):

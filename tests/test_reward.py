@@ -141,8 +141,9 @@ def test_a_step_of_training_raises_the_margin(make_reward_loss=reward.make_rewar
     batch, loss_fn = collate_pairs(PAIRS, 0), make_reward_loss(model)
     loss, before = loss_fn(batch)
     loss.backward()
-    untouched = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert untouched == ["score.bias"]      # only differences count, so the bias cancels
+    # Only differences count, so the bias cancels, to the rounding of the processor at hand.
+    largest = {name: p.grad.abs().max().item() for name, p in model.named_parameters()}
+    assert largest.pop("score.bias") < 1e-6 < 1e-4 < min(largest.values())
     with torch.no_grad():
         for p in model.parameters():
             p -= 0.01 * p.grad

@@ -146,7 +146,7 @@ def test_settings_of_training_arrive(verb, tmp_path, monkeypatch):
     """Rate, steps, batches, accumulation, evaluation, seed, context, checkpointing and LoRA's rank all arrive."""
     words = without(decoder_command(verb, tmp_path), "--steps", "--batch-size", "--eval-every")
     seen = watch(monkeypatch, (run, "train"), (run, "Batches"), (run, "add_lora"), (run, "context_of"),
-                 (batches, "Windows"))
+                 (batches, "Windows"), (batches, "token_windows"))
     monkeypatch.setattr(run.Run, "finish", lambda self, **result: None)
     models = []
     set_model = run.Run.set_model
@@ -159,6 +159,7 @@ def test_settings_of_training_arrive(verb, tmp_path, monkeypatch):
     assert (seen["add_lora"]["rank"], seen["add_lora"]["alpha"]) == (3, 2 * 3), "alpha is twice the rank"
     assert seen["context_of"]["asked"] == 40 and models[0].body.checkpointing
     if verb == "pretrain":
+        assert seen["token_windows"]["length"] == 39, "validation predicts as far as a full context reaches"
         assert (seen["Windows"]["length"], seen["Windows"]["batch_size"], seen["Windows"]["seed"]) == (40, 3, 5)
 
 
