@@ -1,12 +1,11 @@
 """The world's text is what the committed weights have read; its rubric, checker and labels by hand."""
 
 import hashlib
-import random
 from dataclasses import replace
 
 import pytest
 
-from minift.world import checker, corpus, labelled, practice, recipes, rubric
+from minift.world import checker, corpus, labelled, practice, rubric
 from minift.world.scenes import Scene
 
 # ---- the text of the committed weights ----
@@ -45,6 +44,7 @@ TURN = "The baker mended it with string and glue."
 NO_TURN = "Nobody knew how to mend it."
 KINDNESS = "She hugged the fox and gave it some bread."
 SPEECH = '"Come with me to the old mill," said Ada to the fox.'
+LATE = "But the next day the baker came to the door, and all was well again."
 END = "In the end Ada was glad."
 SAD_END = "In the end Ada was sad."
 
@@ -56,7 +56,7 @@ SAD_END = "In the end Ada was sad."
     ((OPENING, THING, TROUBLE, TURN, SPEECH, END), 8),
     ((OPENING, THING, TROUBLE, NO_TURN, SAD_END), 4.5),
     # A late turn decides, not the first one.
-    ((OPENING, THING, TROUBLE, NO_TURN, "But the next day the baker came to the door, and all was well again.", END), 7),
+    ((OPENING, THING, TROUBLE, NO_TURN, LATE, END), 7),
     # Each part that a whole story has is worth 2.5 / 4; without one of them taste does not count.
     ((THING, TROUBLE, TURN, KINDNESS, END), 2 + 3 * 0.625),
     ((OPENING, THING, TROUBLE, KINDNESS, END), 2 + 3 * 0.625),
