@@ -88,3 +88,11 @@ def test_every_module_says_what_it_is_for(path):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and node.name != "main":
             lines = node.end_lineno - node.lineno
             assert ast.get_docstring(node) or lines <= 12, f"{path.name}: {node.name} has no docstring"
+
+
+def test_the_map_of_the_afternoon_path():
+    """minift/__init__.py lists every module of core, text, methods and evaluation once, and no other."""
+    listed = re.findall(r"^    (\w+/\w+) ", (PACKAGE / "__init__.py").read_text(encoding="utf-8"), re.M)
+    there = [place(path).replace(".", "/") for path in FILES
+             if place(path).split(".")[0] in ("core", "text", "methods", "evaluation") and path.stem != "__init__"]
+    assert sorted(listed) == sorted(there)

@@ -507,10 +507,8 @@ def commands(text):
 
 
 def readme_parts():
-    """The README without its section on real models, and that section."""
-    before, _, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition("## On a real model\n")
-    section, _, after = rest.partition("\n## ")
-    return before + after, section
+    """The README, and the page on real models."""
+    return [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "lessons/real_models.md")]
 
 
 def readme_lines():
@@ -519,7 +517,7 @@ def readme_lines():
 
 
 def test_examples_with_real_models_are_commands():
-    """What the README runs on real models (tests/peers does it, with less of everything) is read without an error, its
+    """What lessons/real_models.md runs (tests/peers does it, with less of everything) is read without an error, its
     data lie where it says, and what it opens was written by a line above."""
     lines, made = commands(readme_parts()[1]), {"smollm2", "minilm"}
     assert {line.split()[3] for line in lines} >= {"sft", "reward", "dpo", "ppo", "pretrain", "classify"}

@@ -53,12 +53,12 @@ def test_the_majority_errs_as_the_binomial_says(monkeypatch, measure=crowd.measu
 
 def test_what_guidelines_and_annotators_buy(what_it_buys=crowd.what_it_buys):
     """One person with clear guidelines errs less than five with vague ones; two careless people more make a majority
-    worse, and cost nothing where their errors are modelled; the README's table says the same."""
+    worse, and cost nothing where their errors are modelled; the table of data/README.md says the same."""
     found = {(row["guidelines"], row["annotators"]): row for row in what_it_buys()}
     assert found["clear", 1]["majority"] < found["vague", 5]["dawid_skene"] < found["vague", 1]["majority"]
     assert found["clear", 3]["majority"] < found["clear", 5]["majority"] < found["clear", 1]["majority"]
     assert found["clear", 5]["dawid_skene"] < found["clear", 5]["majority"]
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[1] / "data" / "README.md").read_text(encoding="utf-8")
     for (guidelines, n), row in found.items():
         assert (f"| {guidelines} | {n} | {row['minutes']} | {'–' if n == 1 else format(row['alpha'], '.2f')} | "
                 f"{row['majority']:.1%} | {row['dawid_skene']:.1%} |").replace("%", " %") in readme

@@ -13,6 +13,7 @@ from minift.core.files import write_json
 from minift.errors import MiniftError
 from minift.show import report
 from minift.tour import adapt, align, encode, instruct, prefer, unseen
+from minift.tour.arc import draw_arc
 from minift.tour.common import Clock, Result, Settings, Tour, quick
 
 # name -> (stage, what the reader sees, seconds that it may take on two CPU cores, stages whose results it needs)
@@ -74,7 +75,7 @@ def run_seed(out, seed, stages, is_quick, resume):
         {"seed": seed, "quick": is_quick, "settings": vars(tour.settings),
          "stages": {name: vars(result) for name, result in ordered(tour)}},
     )
-    draw_overview(tour)
+    draw_arc(tour.picture("overview"), measures_of(tour))
     write(tour, rows)
     print("\n" + report.table_text(rows, COLUMNS))
     print(f"\n{clock():.0f} s in all. Everything is in {out}; open {out / 'report.html'}.")
@@ -132,23 +133,12 @@ def write(tour, rows):
                         f"One model through every kind of fine-tuning, seed {tour.seed}.", [overview, *sections], rows)
 
 
-def draw_overview(tour):
-    """One picture: what each stage changed, before and after, each on its own scale."""
-    found = ordered(tour)
-    n_rows = (len(found) + 3) // 4
-    fig, axes = show.figure(n_rows, min(4, len(found)), width=12, height=3.3 * n_rows)
-    axes = list(axes.flat) if len(found) > 1 else [axes]
-    for axis in axes[len(found) :]:
-        axis.set_visible(False)
-    for axis, (name, result) in zip(axes, found):
-        before, after = result.row["before"], result.row["after"]
-        show.bars(axis, ["before", "after"], [before, after], ylabel="",
-                  title=f"{STAGES[name][1].split()[0]} {name}\n{result.row['measure']}")
-        # Perplexities: on an even scale the second bar would not be seen.
-        if before > 100 * after > 0:
-            axis.set_yscale("log")
-            axis.set_ylim(bottom=1)
-    show.save(fig, tour.picture("overview"))
+def measures_of(tour):
+    """All measures of the stages that have run: name -> number."""
+    measures = {}
+    for _, result in ordered(tour):
+        measures |= result.measures
+    return measures
 
 
 def summary(found):

@@ -1,4 +1,4 @@
-"""Every kind of training on the real models, by the commands of the README with less of everything.
+"""Every kind of training on the real models, by the commands of lessons/real_models.md with less of everything.
 
 Needs requirements-real.txt with its packages of weights; without them every test here is skipped, and says so.
 """
@@ -68,11 +68,12 @@ def test_what_is_trained_is_learned(verb, name, few, tmp_path, run=run):
 
 
 def test_the_picture_of_the_loss(tmp_path):
-    """The README's command for it, from the root of the repository, without minift installed."""
+    """The page's command for it, from the root of the repository, without minift installed."""
     rows = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path / "run.json").write_text('{"before": {"valid_loss": 2}}', encoding="utf-8")
-    line, = re.findall(r"python (-m data\.real\.draw_loss) ", (ROOT / "README.md").read_text(encoding="utf-8"))
+    page = (ROOT / "lessons" / "real_models.md").read_text(encoding="utf-8")
+    line, = re.findall(r"python (-m data\.real\.draw_loss) ", page)
     subprocess.run([sys.executable, *line.split(), tmp_path, tmp_path / "loss.png"], cwd=ROOT, check=True)
     assert (tmp_path / "loss.png").stat().st_size > 1000
 
@@ -96,7 +97,7 @@ def test_ppo_begins_at_its_reference(few, tmp_path, run=run):
 
 
 def test_memory(few, tmp_path):
-    """The README's command for SFT, on rows of the usual length, needs less than 4 GB of memory at its peak."""
+    """The page's command for SFT, on rows of the usual length, needs less than 4 GB of memory at its peak."""
     real("smollm2")
     if not Path("/proc/self/status").exists():
         pytest.skip("the memory of a process is read from /proc, which only Linux has")
