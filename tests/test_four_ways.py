@@ -47,7 +47,7 @@ def base(tmp_path_factory):
     return path
 
 
-TEMPLATES = rows.read_templates(rows.DATA / "templates.json")
+TEMPLATES = rows.read_templates(rows.INSTRUCTIONS / "templates.json")
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_the_writer_is_tuned_and_the_base_is_not(base, make_writer=rows.make_wri
     assert not all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
-def test_the_rows_of_a_model_that_come_along_are_checked_and_new(path=rows.DATA / "model.jsonl"):
+def test_the_rows_of_a_model_that_come_along_are_checked_and_new(path=rows.INSTRUCTIONS / "model.jsonl"):
     """data/instructions/model.jsonl: true of their stories, which are neither each other's nor those of the seeds."""
     made, verdict = read_jsonl(path), make_verdict(TEMPLATES)
     turns = [[message["content"] for message in row["messages"]] for row in made]

@@ -1,18 +1,28 @@
 """The tour's own machinery: stages in order, resuming, what is refused, mean and spread. (CI runs the tour itself.)"""
 
 import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import matplotlib.image
 import pytest
 import torch
 
 from minift import tour
+from minift.__main__ import main
 from minift.core.heads import LanguageModel
 from minift.core.logprobs import make_reference
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
+from minift.studies import cluster_study, label_curve
+from minift.studies.four_ways import rows
 from minift.text.answers import Answer
 from minift.tour import common
+
+ROOT = Path(__file__).parents[1]
 
 
 def fake_stages(monkeypatch, calls):
@@ -112,3 +122,28 @@ def test_running_means(smooth=common.smooth):
     """The mean of the last n values, fewer at the start."""
     rows = [{"step": i + 1, "loss": value} for i, value in enumerate([4.0, 2.0, 0.0, 6.0])]
     assert smooth(rows, "loss", n=2) == ([1, 2, 3, 4], [4.0, 3.0, 1.0, 3.0])
+
+
+# ---- from anywhere, and without the repository ----
+
+
+def test_the_tour_runs_from_any_folder(tmp_path, monkeypatch):
+    """Nothing depends on the current folder: the first stage, and chats about the world, from an empty one."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["tour", "--quick", "--stages", "base", "--out", "here"]) == 0
+    assert (tmp_path / "here" / "report.html").exists()
+    assert len(cluster_study.world_chats(36, 0)) == 36
+    assert label_curve.DATA.is_absolute() and rows.INSTRUCTIONS.is_dir()
+
+
+def test_an_installed_package_says_what_it_cannot_do(tmp_path):
+    """The package alone, without data/, as pip installs it: the tour is one sentence and exit code 2; help works."""
+    shutil.copytree(ROOT / "minift", tmp_path / "minift", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "minift"]
+    tour = subprocess.run([*command, "tour"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert tour.returncode == 2 and "clone the repository" in tour.stderr and tour.stderr.count("\n") == 1
+    shown = subprocess.run([*command, "sft", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0
+    files = {path.name for path in (tmp_path / "minift").rglob("*") if path.suffix not in ("", ".py")}
+    listed = re.findall(r"\[([^]]*)\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("package-data]")[1])
+    assert files == {name.strip('"') for part in listed[:3] for name in part.split(", ")}

@@ -18,7 +18,16 @@ import torch
 from minift.errors import MiniftError
 
 VERSION = 1
+# The data/ folder of the repository: the small models, the instruction data, the results of the studies.
+DATA = Path(__file__).resolve().parents[2] / "data"
 NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def check_data_folder(purpose):
+    """MiniftError where minift was installed without the repository's data/. purpose: what needs it ("the tour")."""
+    if not (DATA / "base").is_dir():
+        raise MiniftError(f"{purpose} needs the folder data/ of minift's repository, which an installed package does "
+                          "not have; clone the repository and run the command there")
 
 
 def write_bytes(path, data):

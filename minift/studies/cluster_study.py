@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from minift import show
-from minift.core.files import read_json, write_json
+from minift.core.files import DATA, check_data_folder, read_json, write_json
 from minift.errors import MiniftError
 from minift.evaluation import clusters
 from minift.evaluation.metrics import exact_match, rouge_l
@@ -21,7 +21,7 @@ from minift.text.chat import encode_answer, encode_prompt
 from minift.ways.templates import instantiate, read_templates
 from minift.world.tasks import TASKS, world_rows
 
-TEMPLATES = "data/instructions/templates.json"
+TEMPLATES = DATA / "instructions" / "templates.json"
 METRICS = {"exact_match": "exact match, and it stops", "rouge_l": "ROUGE-L", "rank": "rank classification"}
 # Rows of a step of tuning.
 BATCH_SIZE = 8
@@ -34,6 +34,7 @@ def world_chats(n, seed, templates=TEMPLATES):
 
     A template that wants the answer in a set phrase ("I pick ...") is left out: nobody guesses a phrase unseen.
     """
+    check_data_folder("chats about the world")
     plain = {task: {**entry, "templates": [t for t in entry["templates"] if t["response"] == "{answer}"]}
              for task, entry in read_templates(templates).items() if task in TASKS}
     rows = instantiate(world_rows(n, seed), plain, seed=seed, inverted=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from minift import show
-from minift.core.files import read_json, write_json
+from minift.core.files import DATA, check_data_folder, read_json, write_json
 from minift.core.heads import SequenceClassifier
 from minift.core.transformer import Transformer
 from minift.evaluation.baselines import bag_of_words, labelled_batches, predict
@@ -91,8 +91,9 @@ def labels_of(examples):
     return [example["label"] for example in examples]
 
 
-def run(out, encoder="data/encoder", tasks=tuple(LABELS), seeds=(0, 1, 2)):
+def run(out, encoder=DATA / "encoder", tasks=tuple(LABELS), seeds=(0, 1, 2)):
     """Measure all cells that are not yet in `out`; then write curve.json (mean, std of each) and curve.png."""
+    check_data_folder("the study of labels")
     out, (model, tokenizer) = Path(out), load_model(encoder)
     cells = {}
     for name in tasks:
@@ -161,7 +162,7 @@ def log_labels(axis, sizes):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, help="the folder for the results; goes on with what is in it")
-    parser.add_argument("--encoder", default="data/encoder")
+    parser.add_argument("--encoder", default=DATA / "encoder")
     parser.add_argument("--tasks", nargs="+", default=tuple(LABELS), choices=tuple(LABELS))
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     run(**vars(parser.parse_args()))

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from minift import show
-from minift.core.files import write_json
+from minift.core.files import check_data_folder, write_json
 from minift.errors import MiniftError
 from minift.show import report
 from minift.tour import adapt, align, encode, instruct, prefer, unseen
@@ -37,6 +37,7 @@ def run(out="runs/tour", seed=0, seeds=None, stages=None, quick=False, resume=Fa
     stages: names of STAGES to run, None for all; earlier ones must lie in `out` already. quick: a rehearsal.
     resume: keep the stages that are finished in `out`. Raises MiniftError for an unknown stage or a folder in use.
     """
+    check_data_folder("the tour")
     stages = check_stages(stages)
     if seeds is None:
         return [run_seed(Path(out), seed, stages, quick, resume)]

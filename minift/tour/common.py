@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from minift.core.files import read_json, write_json
+from minift.core.files import DATA, read_json, write_json
 from minift.core.logprobs import IGNORE_INDEX, masked_sum
 from minift.errors import MiniftError
 from minift.formats.checkpoint import load_model
@@ -15,7 +15,6 @@ from minift.methods.sft import make_labels
 from minift.text.batches import chunks, collate
 from minift.world.rubric import judge
 
-BASE, ENCODER = Path("data/base"), Path("data/encoder")
 # Of every sampled story, PPO's too; KL is between these sharpened distributions.
 TEMPERATURE = 0.7
 
@@ -85,8 +84,8 @@ class Tour:
     out: Path
     seed: int = 0
     settings: Settings = field(default_factory=Settings)
-    base: Path = BASE
-    encoder: Path = ENCODER
+    base: Path = DATA / "base"
+    encoder: Path = DATA / "encoder"
     # Stage name -> Result.
     results: dict = field(default_factory=dict)
 

@@ -1,10 +1,10 @@
 """Stage 4: instruction tuning; before it the model continues text, after it the model answers."""
 
 import random
-from pathlib import Path
 
 import torch
 
+from minift.core.files import DATA
 from minift.evaluation.metrics import exact_match
 from minift.formats.checkpoint import save_model
 from minift.methods.sft import tune_on_chats
@@ -17,7 +17,7 @@ from minift.ways.templates import instantiate, read_templates
 from minift.world.instructions import TASKS, WRITING, instructions
 from minift.world.tasks import world_rows
 
-INSTRUCTIONS = Path("data/instructions")
+INSTRUCTIONS = DATA / "instructions"
 READING = tuple(task for task in TASKS if task not in WRITING)
 # Two in five examples ask for a story, which has many more tokens to get right.
 MIXTURE = READING + WRITING * 6

@@ -1,11 +1,11 @@
 """Stage 11: instruction tuning judged on a cluster of tasks that it was not tuned on; one fold, live."""
 
 import shutil
-from pathlib import Path
 
 import torch
 
 from minift import show
+from minift.core.files import DATA
 from minift.evaluation.clusters import check_leaks, leave_one_cluster_out
 from minift.methods.sft import tune_on_chats
 from minift.studies.cluster_study import METRICS, assess, world_chats
@@ -13,7 +13,7 @@ from minift.tour.common import Result
 
 WITHHELD = "lookup"
 # All folds over five seeds, which take hours.
-STUDY = Path("data/clusters/clusters.png")
+STUDY = DATA / "clusters" / "clusters.png"
 
 
 def clusters(tour):

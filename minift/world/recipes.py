@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from minift.core.files import write_json, write_text
+from minift.core.files import DATA, write_json, write_text
 from minift.core.heads import LanguageModel, MaskedLanguageModel
 from minift.core.train import train
 from minift.core.transformer import TransformerConfig
@@ -103,7 +103,7 @@ def base_evaluation(model, tokenizer, seed):
     return lambda: {f"valid_{name}_loss": text_loss(model, tokenizer, texts) for name, texts in valid.items()}
 
 
-def story_writer(steps=20, seed=0, base="data/base"):
+def story_writer(steps=20, seed=0, base=DATA / "base"):
     """(model, tokenizer): the base after a few steps of SFT on requests for stories, where preferences begin."""
     torch.manual_seed(seed)
     model, tokenizer = load_model(base)

@@ -4,7 +4,7 @@ import argparse
 import warnings
 from pathlib import Path
 
-from minift.core.files import read_json, write_json
+from minift.core.files import DATA, check_data_folder, read_json, write_json
 from minift.formats.checkpoint import load_model
 from minift.studies.four_ways import report, rows, tuning
 from minift.ways import crowd
@@ -20,9 +20,10 @@ def measure(maker, way, steps=tuning.STEPS, n_test=tuning.N_TEST):
     return {**({"rows": len(made), **facts, **tuning.diversity(made)} if made else {}), "scores": scores}
 
 
-def run(out, base="data/base", seeds=(0, 1, 2), ways=("base", *rows.WAYS), steps=tuning.STEPS, n_test=tuning.N_TEST,
+def run(out, base=DATA / "base", seeds=(0, 1, 2), ways=("base", *rows.WAYS), steps=tuning.STEPS, n_test=tuning.N_TEST,
         **settings):
     """Measure all cells that are not yet in `out`; then write ways.json, table.md and ways.png. settings: of Maker."""
+    check_data_folder("the study of four ways")
     out, cells = Path(out), {}
     for seed in seeds:
         maker = rows.Maker(seed, base, out, **settings)
@@ -46,7 +47,7 @@ def run(out, base="data/base", seeds=(0, 1, 2), ways=("base", *rows.WAYS), steps
 def main():
     parser = argparse.ArgumentParser(prog="python -m minift.studies.four_ways", description=run.__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, help="the folder for the results; goes on with what is in it")
-    parser.add_argument("--base", default="data/base")
+    parser.add_argument("--base", default=DATA / "base")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     run(**vars(parser.parse_args()))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from minift.core.files import read_json, write_json
+from minift.core.files import DATA, read_json, write_json
 from minift.core.train import train
 from minift.formats.checkpoint import load_model, save_model
 from minift.methods.sft import make_labels, make_sft_loss
@@ -25,7 +25,7 @@ from minift.ways.templates import instantiate, read_templates
 from minift.world import checker as world_check
 from minift.world.tasks import TASKS, world_rows
 
-DATA = Path("data/instructions")
+INSTRUCTIONS = DATA / "instructions"
 # Of each way: what the rows by people have.
 N_TOKENS = 26_000
 # Rows by people for the tests.
@@ -42,8 +42,8 @@ class Maker:
         self.seed, self.base, self.out, self.writer_steps = seed, base, Path(out), writer_steps
         self.n_tokens, self.n_many = n_tokens, n_many
         self.tokenizer = load_model(base)[1]
-        self.templates = read_templates(DATA / "templates.json")
-        written = read_jsonl(DATA / "written.jsonl")
+        self.templates = read_templates(INSTRUCTIONS / "templates.json")
+        written = read_jsonl(INSTRUCTIONS / "written.jsonl")
         shuffled = random.Random(f"written/{seed}").sample(written, len(written))
         self.held_out, self.written = shuffled[:N_HELD_OUT], shuffled[N_HELD_OUT:]
 
