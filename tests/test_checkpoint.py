@@ -176,6 +176,15 @@ def test_config_json_says_what_the_model_is(tmp_path, save_model=checkpoint.save
     }
 
 
+def test_config_json_of_the_other_kinds(tmp_path, save_model=checkpoint.save_model):
+    """Only a language model has tied or untied embeddings, only a classifier has labels and a pooling."""
+    common = {"format", "version", "kind", "config"}
+    for name, more in (("scorer", set()), ("masked", set()), ("classifier", {"labels", "pooling"})):
+        save_model(models()[name], None, tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+        assert config.keys() == common | more and config["kind"] == type(models()[name]).__name__
+
+
 def test_every_float_is_stored_as_float32(tmp_path, save_model=checkpoint.save_model, load_model=checkpoint.load_model):
     """A bfloat16 model is stored and opened as float32, with the same values; the model itself is left as it is."""
     model = models()["tied"].bfloat16()
@@ -383,6 +392,14 @@ def test_other_configurations_are_refused(
     with pytest.raises(MiniftError, match=says) as error:
         load_model(tmp_path)
     assert str(tmp_path) in str(error.value)
+
+
+def test_a_list_is_no_configuration(tmp_path, load_model=checkpoint.load_model):
+    """JSON of another form, even with the right words in it, is a MiniftError that names the file."""
+    for config in ([], ["minift-model"], "minift-model", {"minift-model": 1}):
+        write_json(tmp_path / "config.json", config)
+        with pytest.raises(MiniftError, match="config.json"):
+            load_model(tmp_path)
 
 
 def test_places_that_are_no_model_folder(tmp_path, save_model=checkpoint.save_model, load_model=checkpoint.load_model):

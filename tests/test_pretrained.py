@@ -212,6 +212,9 @@ def test_an_encoder(tmp_path, load_pretrained=pretrained.load_pretrained):
         tensors |= {prefix + "pooler.dense.weight": numbers(D, D), prefix + "pooler.dense.bias": numbers(D)}
         with pytest.warns(UserWarning, match="pooler.dense.bias, bert.pooler.dense.weight"):
             load_pretrained(folder(tmp_path, BERT, tensors))
+    tensors = bert_tensors() | {"cls.seq_relationship.weight": numbers(2, D), "bert.embeddings.x": numbers(2)}
+    with pytest.raises(MiniftError, match=r"1 tensors .*\['bert.embeddings.x'\]"):
+        load_pretrained(folder(tmp_path, BERT, tensors))
 
 
 def test_the_first_berts_say_gamma_and_beta(tmp_path, load_pretrained=pretrained.load_pretrained):
