@@ -235,6 +235,7 @@ def test_adapters_of_gpt2_may_be_conv1d(tmp_path, read_adapter=adapter_file.read
     model = lora.add_lora(LanguageModel(GPT2), 2, 4, ("q_proj", "k_proj", "v_proj", "up_proj"))
     adapter.save_adapter(model, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] is None
     assert config["fan_in_fan_out"] is True and config["rank_pattern"] == {"c_attn": 6}
     assert "transformer.h.0.attn.c_attn" in config["target_modules"]
     found, tensors, metadata = read_adapter(tmp_path)

@@ -13,7 +13,7 @@ import torch
 from minift.core.heads import LanguageModel
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
-from minift.formats import export_gguf, gguf_file
+from minift.formats import export_gguf, gguf_file, pretrained
 
 FIELDS = {"general.architecture": "llama", "llama.vocab_size": 60, "llama.context_length": 64, "llama.block_count": 3,
           "llama.embedding_length": 32, "llama.feed_forward_length": 48, "llama.attention.head_count": 4,
@@ -114,6 +114,46 @@ def test_numbers_of_a_tensor(tmp_path, monkeypatch, open_gguf=gguf_file.open_ggu
     file.write_bytes(data[:-1])
     with pytest.raises(MiniftError, match=r"x\.gguf: c is damaged"):
         open_gguf(file)[1]["c"]()
+
+
+def permute(weight, n_head):
+    """As llama.cpp's converter stores q and k: first and second halves of a head's rows in turn."""
+    return weight.reshape(n_head, 2, weight.shape[0] // n_head // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+@pytest.mark.parametrize("tied, stretched", [(True, False), (False, True)])
+def test_a_whole_file(tied, stretched, tmp_path, monkeypatch, load_pretrained=pretrained.load_pretrained):
+    """Sizes and weights of a small Llama, written here byte by byte, are the same model; there is no tokenizer."""
+    fake_gguf(monkeypatch)
+    config = replace(CONFIG, n_layer=1, rope_theta=5e5, rope_scaling=(8.0, 1.0, 4.0, 8192.0) if stretched else None)
+    model = LanguageModel(config, tied).eval()
+    parts = {"token_embd": model.body.embed, "output_norm": model.body.norm, "output": model.head}
+    if tied:
+        del parts["output"]
+    layer = model.body.layers[0]
+    parts |= {"blk.0.attn_q": layer.attn.q_proj, "blk.0.attn_k": layer.attn.k_proj, "blk.0.attn_v": layer.attn.v_proj,
+              "blk.0.attn_output": layer.attn.o_proj, "blk.0.attn_norm": layer.attn_norm,
+              "blk.0.ffn_norm": layer.mlp_norm, "blk.0.ffn_gate": layer.mlp.gate_proj,
+              "blk.0.ffn_up": layer.mlp.up_proj, "blk.0.ffn_down": layer.mlp.down_proj}
+    tensors = {f"{name}.weight": part.weight.detach() for name, part in parts.items()}
+    for name, n_head in (("blk.0.attn_q.weight", 4), ("blk.0.attn_k.weight", 2)):
+        tensors[name] = permute(tensors[name], n_head)
+    if stretched:
+        tensors["rope_freqs.weight"] = published(8.0, 8, 5e5)
+    fields, entries, data = [], [], b""
+    for name, value in (FIELDS | {"llama.block_count": 1, "llama.rope.freq_base": 5e5}).items():
+        kind = {str: 8, int: 4, float: 6}[type(value)]
+        fields.append((name, kind, text(value) if kind == 8 else struct.pack("<I" if kind == 4 else "<f", value)))
+    for name, tensor in tensors.items():
+        entries.append((name, tensor.shape[::-1], 0, len(data)))
+        data += tensor.numpy().tobytes()
+        data += bytes(-len(data) % 32)
+    start = header(fields, entries)
+    (tmp_path / "x.gguf").write_bytes(start + bytes(-len(start) % 32) + data)
+    found, tokenizer = load_pretrained(tmp_path / "x.gguf")
+    assert tokenizer is None and found.config == config and (found.head.weight is found.body.embed.weight) == tied
+    for (name, ours), theirs in zip(model.named_parameters(), found.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
 
 
 @pytest.mark.parametrize("act", [

@@ -5,6 +5,7 @@ import sys
 import types
 import warnings
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -155,8 +156,10 @@ def test_several_files(tmp_path, load_pretrained=pretrained.load_pretrained):
     whole, _ = load_pretrained(folder(tmp_path / "whole", LLAMA, tensors))
     assert torch.equal(model(IDS), whole(IDS))
     (tmp_path / "model-2.safetensors").unlink()
-    with pytest.raises(MiniftError, match="model-2.safetensors"):
+    with pytest.raises(MiniftError, match="no model-2.safetensors; download"):
         load_pretrained(tmp_path)
+    folder(tmp_path, LLAMA, tensors)                        # a whole file beside an old index: the file counts
+    assert torch.equal(load_pretrained(tmp_path)[0](IDS), whole(IDS))
 
 
 @pytest.mark.parametrize("name, tensor, says", [
@@ -164,7 +167,7 @@ def test_several_files(tmp_path, load_pretrained=pretrained.load_pretrained):
     ("model.layers.1.mlp.up_proj.bias", torch.zeros(FF), "up_proj.bias"),
     ("model.layers.2.mlp.up_proj.weight", torch.zeros(FF, D), "not use.*layers.2.mlp"),
     ("model.norm.weight", torch.full((D,), torch.nan), "model.norm.weight.*NaN"),
-    ("model.norm.weight", torch.ones(D + 1), "model.norm.weight.*shape"),
+    ("model.norm.weight", torch.ones(D + 1), "another model: model.norm.weight is"),
     ("lm_head.weight", torch.ones(V, D, dtype=torch.int8), "lm_head.weight.*int8"),
 ])
 def test_nothing_is_opened_half(tmp_path, name, tensor, says, load_pretrained=pretrained.load_pretrained):
@@ -174,6 +177,17 @@ def test_nothing_is_opened_half(tmp_path, name, tensor, says, load_pretrained=pr
         del tensors[name]
     with pytest.raises(MiniftError, match=says):
         load_pretrained(folder(tmp_path, LLAMA, tensors))
+
+
+def test_a_tokenizer_of_another_model(tmp_path, load_pretrained=pretrained.load_pretrained):
+    """More tokens than the model has rows: MiniftError with both numbers."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"x{i}" for i in range(V - 5))]
+    folder(tmp_path, BERT, bert_tensors())
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces), encoding="utf-8")
+    assert load_pretrained(tmp_path)[1].vocab_size == V
+    (tmp_path / "vocab.txt").write_text("\n".join([*pieces, "more"]), encoding="utf-8")
+    with pytest.raises(MiniftError, match=f"{V + 1} tokens.* {V}"):
+        load_pretrained(tmp_path)
 
 
 def test_buffers_hold_nothing_learned(tmp_path, load_pretrained=pretrained.load_pretrained):
@@ -304,6 +318,8 @@ def test_a_name_on_the_hub(tmp_path, monkeypatch, load_pretrained=pretrained.loa
     def download(name, allow_patterns, ignore_patterns):
         asked.append(name)
         assert not any("bin" in pattern or pattern == "*" for pattern in allow_patterns) and ignore_patterns == ["*/*"]
+        for file in ("config.json", "model-1.safetensors", "vocab.txt", "chat_template.jinja"):
+            assert any(fnmatch(file, pattern) for pattern in allow_patterns)
         return str(folder(tmp_path / "cache", LLAMA, llama_tensors()))
     fake_hub(monkeypatch, download)
     monkeypatch.chdir(tmp_path)

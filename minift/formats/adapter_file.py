@@ -64,16 +64,15 @@ def lora_keys(name, family):
 
 def fuse_qkv(tensors, config):
     """(tensors, config) with q, k and v of a layer as one: A stacked, B in blocks. MiniftError when one is missing."""
-    fused = dict(tensors)
-    owners = set()
+    fused, owners = dict(tensors), set()
     for key in tensors:
         owner = re.sub(r"[qkv]_proj\.lora_A\.weight$", "", key)
         if owner != key:
             owners.add(owner)
-    for owner in owners:
+    for owner in sorted(owners):
         layers = [f"{owner}{letter}_proj" for letter in "qkv"]
         if not all(f"{layer}.lora_A.weight" in tensors for layer in layers):
-            raise MiniftError(f"{owner}: GPT-2 has q, k and v in one layer; choose all three as targets, or none")
+            raise MiniftError(f"{owner}: GPT-2 has q, k and v in one layer; choose all three or none")
         parts_a = [fused.pop(f"{layer}.lora_A.weight") for layer in layers]
         parts_b = [fused.pop(f"{layer}.lora_B.weight") for layer in layers]
         fused[f"{owner}{FUSED}.lora_A.weight"] = torch.cat(parts_a)
@@ -98,9 +97,8 @@ def split_qkv(tensors, stacked):
             continue
         pieces = tensor.chunk(3)
         if part == "A.weight" and not stacked:
-            pieces = (tensor, tensor, tensor)
-        for i, letter in enumerate("qkv"):
-            piece = pieces[i]
+            pieces = [tensor] * 3
+        for i, (letter, piece) in enumerate(zip("qkv", pieces)):
             if part == "B.weight" and stacked:
                 # The block on the diagonal.
                 piece = piece.chunk(3, dim=1)[i]

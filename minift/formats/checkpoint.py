@@ -99,8 +99,7 @@ def read_config(file):
     if not isinstance(config, dict) or config.get("format") != "minift-model":
         raise MiniftError(f"{file} is corrupted: expected an object whose format is minift-model")
     if config.get("version") != files.VERSION:
-        raise MiniftError(f"{file} has version {config.get('version')}, this minift reads version {files.VERSION}; "
-                          "update minift")
+        raise MiniftError(f"{file} has version {config.get('version')}, not {files.VERSION}; update minift")
     return config
 
 

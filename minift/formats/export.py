@@ -30,8 +30,7 @@ def export_pretrained(model, tokenizer, path):
     path, family = Path(path), family_config.find_family(model.config)
     name = CLASSES.get((family, type(model)))
     if name is None:
-        raise MiniftError(f"Hugging Face has no {family} model like a {type(model).__name__}; "
-                          "export the language model or the encoder")
+        raise MiniftError(f"no {family} of transformers is a {type(model).__name__}; export a decoder or an encoder")
     if checkpoint.find_writer(path) == "minift":
         raise MiniftError(f"{path} is a model folder of minift's own; choose another folder")
     tensors = make_tensors(model, family)

@@ -99,7 +99,7 @@ def is_transposed(name, family):
 
 def is_permuted(name):
     """Whether a .gguf file has this matrix with its rows in another order."""
-    return re.search(r"\.[qk]_proj\.", name) is not None
+    return bool(re.search(r"\.[qk]_proj\.", name))
 
 
 def unpermute_rows(weight, d_head):

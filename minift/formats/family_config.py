@@ -91,8 +91,8 @@ def read_config(config, where):
     """(family, TransformerConfig, whether the output layer is tied) of a config.json. where: its name in errors."""
     name = config.get("model_type") if isinstance(config, dict) else None
     if name not in list(FAMILIES):
-        raise MiniftError(f"{where} has the model_type {name!r}; minift reads the Hugging Face models "
-                          f"{', '.join(FAMILIES)}, and what it saved itself")
+        raise MiniftError(f"{where} has the model_type {name!r}; minift reads {', '.join(FAMILIES)} of Hugging Face, "
+                          "and what it saved itself")
     family = FAMILIES[name]
     config = family.defaults | config
     with explain_errors(where):

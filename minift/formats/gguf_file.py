@@ -154,7 +154,8 @@ def find_scaling(tensors, config):
         return None
     stretched = tensors[FREQUENCIES]()
     scaling = (float(stretched.max()), 1.0, 4.0, 8192.0)
-    if not torch.allclose(stretch_waves(replace(config, rope_scaling=scaling)), stretched, rtol=1e-4, atol=0):
+    expected = stretch_waves(replace(config, rope_scaling=scaling))
+    if not torch.allclose(expected, stretched, rtol=1e-4, atol=0):
         raise MiniftError(f"its {FREQUENCIES} are not those of Llama 3.1 or 3.2; take the model's safetensors")
     return scaling
 

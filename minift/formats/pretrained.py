@@ -55,7 +55,7 @@ class Opened:
         self.used.add(name)
         tensor = self.tensors[name]()
         if not tensor.is_floating_point():
-            raise MiniftError(f"{self.where}: {name} is {tensor.dtype}; minift reads floating point weights")
+            raise MiniftError(f"{self.where}: {name} is {tensor.dtype}; expected floating point")
         return tensor
 
 
@@ -146,7 +146,7 @@ def open_tensors(path, family):
     reads = {}
     for file in names:
         if not (path / file).exists():
-            raise MiniftError(f"{path} has no {file}; download the model again, with its safetensors files")
+            raise MiniftError(f"{path} has no {file}; download the model again, as safetensors")
         with explain_errors(path / file):
             opened = safetensors.safe_open(path / file, framework="pt")
             reads |= {name: partial(opened.get_tensor, name) for name in opened.keys()}
@@ -181,9 +181,7 @@ def fill_model(model, opened):
     for name, parameter in model.named_parameters():
         tensor = families.read_weight(opened.take, name, opened.family, opened.config)
         theirs = families.their_name(name, opened.family)
-        if tensor.shape != parameter.shape:
-            raise MiniftError(f"{opened.where}: {theirs} gives {name} the shape {tuple(tensor.shape)}, "
-                              f"but the config wants {tuple(parameter.shape)}")
+        weights.check_shapes({theirs: tensor}, {theirs: parameter.shape}, opened.where)
         parameter.copy_(tensor)
         weights.check_finite({theirs: parameter}, opened.where)
 

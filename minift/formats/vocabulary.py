@@ -62,7 +62,8 @@ def read_tokenizer(folder, config):
                 return read_wordpiece(stored)
             return read_bpe(stored, read_settings(folder), config)
         if (folder / "vocab.txt").exists():
-            lines = read_bytes(folder / "vocab.txt").decode("utf-8").removesuffix("\n").split("\n")
+            text = read_bytes(folder / "vocab.txt").decode("utf-8")
+            lines = text.removesuffix("\n").split("\n")
             vocab = {line.removesuffix("\r"): i for i, line in enumerate(lines)}
             return make_wordpiece(vocab, read_settings(folder).get("do_lower_case", True))
     return None
@@ -104,10 +105,11 @@ def read_bpe(stored, settings, config):
     if isinstance(template, list):
         # Several, each with a name.
         template = {one["name"]: one["template"] for one in template}.get("default")
-    return make_bpe(
-        make_ranks(model["vocab"], merges, special, model.get("ignore_merges")), special,
-        find_pattern(stored["pre_tokenizer"]), eos_id, special.get(token_name(settings, "pad_token")), template,
-        token_name(settings, "bos_token") or "")
+    ranks = make_ranks(model["vocab"], merges, special, model.get("ignore_merges"))
+    pattern = find_pattern(stored["pre_tokenizer"])
+    pad_id = special.get(token_name(settings, "pad_token"))
+    bos = token_name(settings, "bos_token") or ""
+    return make_bpe(ranks, special, pattern, eos_id, pad_id, template, bos)
 
 
 def token_name(settings, key):
@@ -151,11 +153,11 @@ def read_gguf_tokenizer(fields, where):
                 vocab[token] = i
         merges = [merge.split(" ") for merge in ggml["merges"]]
         whole_pieces = ggml["pre"] == "llama-bpe" or OWN_PATTERN in fields
-        bos_id = ggml.get("bos_token_id")
-        return make_bpe(
-            make_ranks(vocab, merges, special, whole_pieces), special, fields.get(OWN_PATTERN, PATTERNS[ggml["pre"]]),
-            ggml.get("eos_token_id"), ggml.get("padding_token_id"), fields.get("tokenizer.chat_template"),
-            "" if bos_id is None else ggml["tokens"][bos_id])
+        ranks = make_ranks(vocab, merges, special, whole_pieces)
+        pattern = fields.get(OWN_PATTERN, PATTERNS[ggml["pre"]])
+        template, bos_id = fields.get("tokenizer.chat_template"), ggml.get("bos_token_id")
+        bos = "" if bos_id is None else ggml["tokens"][bos_id]
+        return make_bpe(ranks, special, pattern, ggml.get("eos_token_id"), ggml.get("padding_token_id"), template, bos)
     return None
 
 
@@ -186,9 +188,11 @@ def choose_pad(names, eos_id):
 
     Without any other special token it is an ordinary one: masks, not ids, decide what is padding.
     """
-    others = [("pad" not in name, i) for i, name in names.items() if i != eos_id]
-    _, pad_id = min(others, default=(None, int(eos_id == 0)))
-    return pad_id
+    others = sorted(i for i in names if i != eos_id)
+    for i in others:
+        if "pad" in names[i]:
+            return i
+    return others[0] if others else int(eos_id == 0)
 
 
 def make_wordpiece(vocab, lower):

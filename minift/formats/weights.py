@@ -33,8 +33,7 @@ def plain_state_dict(model):
     """
     for name, layer in find_lora(model).items():
         if not layer.merged:
-            raise MiniftError(f"{name} has a LoRA that is not merged; call merge_lora(model) first, "
-                              "or save_adapter")
+            raise MiniftError(f"{name} has a LoRA that is not merged; call merge_lora(model) first, or save_adapter")
     return {name: parameter.detach() for name, parameter in plain_parameters(model).items()}
 
 

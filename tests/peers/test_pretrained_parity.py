@@ -143,7 +143,7 @@ def test_saved_as_bfloat16(tmp_path, load_pretrained=pretrained.load_pretrained)
     ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"), ({"model_type": "mistral"}, "mistral"),
     ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
     ({"num_hidden_layers": 2}, "not use"), ({"num_hidden_layers": 4}, "no tensor"),
-    ({"intermediate_size": 40}, "shape"),
+    ({"intermediate_size": 40}, "another model: model.layers.0.mlp"),
     ({"quantization_config": {"bits": 4}}, "quantization_config"), ({"num_attention_heads": 0}, "config.json"),
 ])
 def test_what_is_not_ours_is_refused_by_name(tmp_path, change, says, load_pretrained=pretrained.load_pretrained):
