@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from minift.__main__ import main
-from minift.core.files import read_tensors
+from minift.core.files import read_tensors, write_tensors
 from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel, TokenScorer
+from minift.core.resize import resize_vocabulary
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
 from minift.formats import adapter, adapter_file, export, family_config
@@ -252,3 +253,35 @@ def test_settings_must_be_the_same_in_all_layers(tmp_path, save_adapter=adapter.
         setattr(model.body.layers[0].attn.q_proj, name, value)
         with pytest.raises(MiniftError, match="one rank, alpha and dropout"):
             save_adapter(model, tmp_path)
+
+
+def test_files_without_lora_for_the_model(tmp_path, load_adapter=adapter.load_adapter):
+    """Only further parameters, or LoRA for a layer that is no linear one: MiniftError, and the model has no LoRA."""
+    model = lora.add_lora(LanguageModel(LLAMA_LIKE), 2, 4)
+    model.body.norm.weight.requires_grad_(True)
+    adapter.save_adapter(model, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors, metadata = read_tensors(file)
+    prefix = "base_model.model.model.norm"
+    only_norm = {f"{prefix}.weight": tensors[f"{prefix}.weight"]}
+    of_norm = tensors | {f"{prefix}.lora_A.weight": torch.ones(2, 8), f"{prefix}.lora_B.weight": torch.ones(8, 2)}
+    for changed, says in ((only_norm, "no LoRA for any"), ({}, "no LoRA for any"), (of_norm, "2 unexpected")):
+        write_tensors(file, changed, metadata)
+        base = LanguageModel(LLAMA_LIKE)
+        with pytest.raises(MiniftError, match=says):
+            load_adapter(base, tmp_path, force=True)
+        assert not lora.find_lora(base)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_peft_is_told_of_tied_rows(tied, tmp_path, save_adapter=adapter.save_adapter):
+    """New rows of a tied matrix stand under both names, with ensure_weight_tying; untied ones are two matrices."""
+    model = resize_vocabulary(lora.add_lora(LanguageModel(LLAMA_LIKE, tied), 2, 4), 15)
+    save_adapter(model, tmp_path, base="here")
+    config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config.get("ensure_weight_tying", False) is tied and config["base_model_name_or_path"] == "here"
+    modules = {"model.embed_tokens"} if tied else {"model.embed_tokens", "lm_head"}
+    assert set(config["modules_to_save"]) == modules and config["task_type"] == "CAUSAL_LM"
+    tensors, _ = read_tensors(tmp_path / "adapter_model.safetensors")
+    embed = tensors["base_model.model.model.embed_tokens.weight"]
+    assert embed.shape == (15, 8) and torch.equal(embed, tensors["base_model.model.lm_head.weight"]) == tied
