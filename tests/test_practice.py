@@ -8,9 +8,9 @@ import pytest
 from minift.evaluation.metrics import rouge_l
 from minift.ways.templates import read_templates
 from minift.world import practice
+from minift.world.practice import WORDINGS
 from minift.world.rubric import sentences
 from minift.world.scenes import draw_scenes, tell
-from minift.world.wordings import WORDINGS
 
 TEMPLATES = "data/instructions/templates.json"
 
@@ -31,7 +31,7 @@ def count(word, text):
 
 def test_each_kind_has_wordings_and_answers():
     """Every kind can be asked in several ways, fits most stories, and gives an answer that is not empty."""
-    assert set(WORDINGS) == set(practice.ANSWERS)
+    assert set(WORDINGS) == set(practice.KINDS)
     for kind, wordings in WORDINGS.items():
         assert len(set(wordings)) == len(wordings) >= 3
         found = list(exercises(kind))

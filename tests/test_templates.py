@@ -456,11 +456,11 @@ def test_wrong_options_are_wrong(rows_of=rows_of):
 @pytest.mark.parametrize("kind, own, akin", [
     ("animal", "puppy", {"dog", "poodle"}), ("animal", "hen", {"chicken"}), ("colour", "red", {"scarlet"}),
     ("place", "the old quay", {"pier", "port"})])
-def test_a_wrong_option_is_no_other_word_for_the_right_one(kind, own, akin, another=world_facts.another):
+def test_a_wrong_option_is_no_other_word_for_the_right_one(kind, own, akin, draw_other=world_facts.draw_other):
     """To "is it a dog?" nobody should have to answer no when it is a puppy."""
     rng = random.Random(0)
     scene = replace(world.draw_scene(rng), **{kind: own})
-    drawn = {words(another(kind, scene, rng))[-1] for _ in range(3000)}
+    drawn = {words(draw_other(kind, scene, rng))[-1] for _ in range(3000)}
     assert not drawn & (akin | {words(own)[-1]}) and len(drawn) > 10
 
 

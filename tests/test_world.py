@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from minift.world import corpus, domains, lexicon, rubric
+from minift.world import corpus, domains, facts, lexicon, rubric
 from minift.world import instructions as tasks
 from minift.world import scenes as world
 
@@ -24,9 +24,8 @@ def test_sentence_forms_contain_no_stray_thing():
     """The fixed words of the forms are never a name, animal, object, colour or place, but for one verb."""
     forms = [
         form
-        for name, group in vars(world).items()
-        if name.isupper()
-        for form in (group if isinstance(group, tuple) else sum(group.values(), ()))
+        for group in world.FORMS.values()
+        for form in (group if isinstance(group, list) else sum(group.values(), []))
     ]
     fixed = {word for form in forms for word in re.findall(r"[A-Za-z-]+", re.sub(r"{\w+}", " ", form))}
     things = {"GIRLS", "BOYS", "ANIMALS", "OBJECTS", "COLOURS", "PLACES"}
@@ -80,7 +79,7 @@ def test_true_or_false_tells_the_truth(true_or_false=corpus.true_or_false):
     """A statement is called true exactly if the question about the scene has that answer."""
     rng, called = random.Random(0), {True: 0, False: 0}
     for scene in world.draw_scenes(200, 3):
-        right = {ask for kind in corpus.QUESTIONS for ask in [corpus.ask(kind, scene, rng, short=False)[1]]}
+        right = {ask for kind in facts.FACTS for ask in [corpus.ask(kind, scene, rng, short=False)[1]]}
         for line in true_or_false(scene, rng).splitlines():
             statement, verdict = line.rsplit(" ", 1)
             called[verdict == "True."] += 1
@@ -164,6 +163,6 @@ def test_an_ending_that_contradicts_the_story_is_a_fault(judge=rubric.judge):
     """Nobody reached the kite, and yet all were happy: the reader notices."""
     scene = next(s for s in world.draw_scenes(200, 6) if not s.happy and not s.late)
     story = world.tell(scene, random.Random(0))
-    happy = world.fill("In the end {name} was {glad}.", scene, random.Random(0))
+    happy = world.fill_form("In the end {name} was {glad}.", scene, random.Random(0))
     body = rubric.sentences(story)[:-1]
     assert judge(" ".join([*body, happy]), scene).faults == 1

@@ -7,7 +7,7 @@ import pytest
 
 from minift.ways.templates import instantiate, read_templates
 from minift.world import checker as world_check
-from minift.world.facts import known
+from minift.world.facts import scene_fields
 from minift.world.scenes import draw_scenes, tell
 from minift.world.tasks import world_rows
 
@@ -26,7 +26,7 @@ def test_a_told_story_is_read_back(read_story=world_check.read_story):
     rng = random.Random(0)
     for scene in draw_scenes(300, 5):
         story = tell(scene, rng)
-        told = known(scene, story)
+        told = scene_fields(scene, story)
         del told["story"]
         assert read_story(story) == told
 

@@ -1,75 +1,71 @@
 """The text that the base model is pretrained on: stories, and people who talk, ask and write about them.
 
-Half of the documents carry questions and answers, fact lists or retellings in many forms, none of them the chat
-template: from these a small model learns to look facts up in its context. All of it is drawn from a seed.
-Two further domains, a harbour's log and a kitchen's recipes, are kept out of the base for continued pre-training.
+Most documents have more than a story: questions and answers, a list of facts, a plan, in many forms. None of them is
+the chat template. From these a small model learns to look facts up in its context. All of it is drawn from a seed.
+Left out: the further domains (domains.py), which are kept for continued pre-training.
 """
 
 import random
+from dataclasses import replace
 
+from minift.ways.templates import fill
 from minift.world import lexicon as words
-from minift.world.scenes import draw_scene, tell, with_articles
+from minift.world.facts import FACTS, scene_fields
+from minift.world.scenes import draw_scene, tell
 
-# what one can ask about a scene: kind -> (questions, short answer, answer in a sentence)
-QUESTIONS = {
-    "who": (
-        ("Who is the story about?", "Which child is in the story?", "What is the name of the child?",
-         "What is the child called?"),
-        "{name}",
-        "The child is called {name}.",
-    ),
-    "where": (
-        ("Where did it happen?", "Where was {name}?", "At which place was {name}?", "Where does the story take place?"),
-        "at {place}",
-        "It happened at {place}.",
-    ),
-    "animal": (
-        ("Which animal was there?", "What animal did {name} have?", "Who went with {name}?",
-         "What kind of animal is in the story?"),
-        "a {animal}",
-        "The animal was a {animal}.",
-    ),
-    "thing": (
-        ("What did {name} have?", "What was {colour}?", "Which thing is the story about?",
-         "What thing did {name} carry?"),
-        "a {object}",
-        "It was a {object}.",
-    ),
-    "colour": (
-        ("What colour was the {object}?", "Which colour did the {object} have?", "Of what colour was the {object}?",
-         "The {object} had which colour?"),
-        "{colour}",
-        "The {object} was {colour}.",
-    ),
-    "trouble": (("What went wrong?", "What bad thing happened?", "What was the trouble?", "What happened to {name}?"),
-                "{trouble}", "The trouble was that {trouble}."),
-    "ending": (("How did it end?", "Did it end well?", "How was {name} in the end?", "Was the end good or bad?"),
-               "{ending}", "The story ended {ending}."),
-}
+QUIZ_FORMS = (
+    "Question: {q}\nAnswer: {a}",
+    "Q: {q}\nA: {a}",
+    "Q. {q} A. {a}",
+    "{q} - {a}",
+    "{q}\n{a}",
+    "Teacher: {q}\nPupil: {a}",
+    "({n}) {q} {a}",
+    "* {q}\n  {a}",
+    "Ask: {q} Say: {a}",
+)
+QUIZ_TITLES = (
+    "Questions\n",
+    "Quiz\n",
+    "",
+    "What do you remember?\n",
+)
+PLAN_FORMS = (
+    "About: {}\n",
+    "Words: {}\n",
+    "Plan: {}.\nStory: ",
+    "A story with {}:\n",
+    "({})\n",
+)
 
 
 def ask(kind, scene, rng, short=None):
     """(question, answer) about one fact of the scene. short: the bare fact instead of a sentence; None draws it."""
-    questions, fact, sentence = QUESTIONS[kind]
-    short = rng.random() < 0.5 if short is None else short
-    facts = {"trouble": scene.trouble_text, "ending": "happily" if scene.happy else "sadly"}
-    named = {key: getattr(scene, key) for key in ("name", "place", "animal", "object", "colour")}
-    question = rng.choice(questions).format(**named)
-    return question, with_articles((fact if short else sentence).format(**named, **facts))
+    if short is None:
+        short = rng.random() < 0.5
+    entry, fields = FACTS[kind], scene_fields(scene)
+    question = fill(rng.choice(entry["questions"]), fields)
+    if short:
+        return question, fill(entry["answer"], fields)
+    stem = "It was" if kind == "thing" else entry["stem"]
+    return question, fill(f"{stem} {entry['answer']}.", fields)
 
 
-def some_questions(scene, rng, n):
-    return [ask(kind, scene, rng) for kind in rng.sample(tuple(QUESTIONS), n)]
+def ask_some(scene, rng, n):
+    """n pairs (question, answer), each about another fact."""
+    kinds = rng.sample(tuple(FACTS), n)
+    return [ask(kind, scene, rng) for kind in kinds]
 
 
 def quiz(scene, rng):
     """Questions and answers in one of several printed forms."""
-    form = rng.choice(
-        ("Question: {q}\nAnswer: {a}", "Q: {q}\nA: {a}", "Q. {q} A. {a}", "{q} - {a}", "{q}\n{a}",
-         "Teacher: {q}\nPupil: {a}", "({n}) {q} {a}", "* {q}\n  {a}", "Ask: {q} Say: {a}")
-    )
-    lines = [form.format(q=q, a=a, n=i + 1) for i, (q, a) in enumerate(some_questions(scene, rng, rng.randint(2, 4)))]
-    return rng.choice(("Questions\n", "Quiz\n", "", "What do you remember?\n")) + "\n".join(lines)
+    form = rng.choice(QUIZ_FORMS)
+    pairs = ask_some(scene, rng, rng.randint(2, 4))
+    lines = [
+        form.format(q=question, a=answer, n=n)
+        for n, (question, answer) in enumerate(pairs, start=1)
+    ]
+    return rng.choice(QUIZ_TITLES) + "\n".join(lines)
 
 
 def dialogue(scene, rng):
@@ -77,50 +73,65 @@ def dialogue(scene, rng):
     one, two = rng.sample(words.GIRLS + words.BOYS, 2)
     quoted = rng.random() < 0.5
     lines = []
-    for question, answer in some_questions(scene, rng, rng.randint(2, 3)):
+    for question, answer in ask_some(scene, rng, rng.randint(2, 3)):
         if quoted:
-            lines.append(f'"{question}" asked {one}. "{answer.rstrip(".")}," said {two}.')
+            said = answer.rstrip(".")
+            lines.append(f'"{question}" asked {one}. "{said}," said {two}.')
         else:
             lines.append(f"{one}: {question}\n{two}: {answer}")
     return "\n".join(lines)
 
 
-def facts(scene, rng):
-    """The story's facts as a list, in any order."""
-    rows = [("Child", "Name", scene.name), ("Place", "Where", scene.place),
-            ("Animal", "Pet", with_articles(f"a {scene.animal}")), ("Thing", "Object", scene.object),
-            ("Colour", "Its colour", scene.colour), ("Trouble", "What happened", scene.trouble_text),
-            ("End", "How it ended", "happily" if scene.happy else "sadly")]
-    pick, mark = rng.randrange(2), rng.choice((": ", " = ", " - "))
+def fact_list(scene, rng):
+    """Some of the story's facts as a list, in any order."""
+    fields = scene_fields(scene)
+    rows = [
+        ("Child", "Name", fields["name"]),
+        ("Place", "Where", fields["place"]),
+        ("Animal", "Pet", fields["an_animal"]),
+        ("Thing", "Object", fields["object"]),
+        ("Colour", "Its colour", fields["colour"]),
+        ("Trouble", "What happened", fields["trouble"]),
+        ("End", "How it ended", fields["ending"]),
+    ]
+    column, mark = rng.randrange(2), rng.choice((": ", " = ", " - "))
     rows = rng.sample(rows, rng.randint(3, 6))
-    return "\n".join(f"{row[pick]}{mark}{row[2]}" for row in rows)
+    return "\n".join(f"{row[column]}{mark}{row[2]}" for row in rows)
+
+
+def state_fact(kind, scene, rng):
+    """A fact as a sentence."""
+    return ask(kind, scene, rng, short=False)[1]
+
+
+def state_false(kind, scene, rng):
+    """A fact of another scene as a sentence. By chance it can be true of this scene too."""
+    other = draw_scene(rng)
+    if kind == "colour":
+        other = replace(scene, colour=other.colour)
+    return state_fact(kind, other, rng)
 
 
 def true_or_false(scene, rng):
-    """Statements about the story, some of them wrong."""
+    """Two statements about the story, some of them wrong, and whether they are true."""
+    kinds = ("who", "where", "animal", "colour", "ending")
     lines = []
-    for kind in rng.sample(("who", "where", "animal", "colour", "ending"), 2):
-        true = rng.random() < 0.5
-        told = scene if true else draw_scene(rng)
-        told = told if kind != "colour" else fill_colour(scene, told)
-        statement = ask(kind, told, rng, short=False)[1]
-        true = statement == ask(kind, scene, rng, short=False)[1]
-        lines.append(f"{statement} {'True' if true else 'False'}.")
+    for kind in rng.sample(kinds, 2):
+        state = state_fact if rng.random() < 0.5 else state_false
+        statement = state(kind, scene, rng)
+        true = statement == state_fact(kind, scene, rng)
+        lines.append(f"{statement} {true}.")
     return "\n".join(lines)
 
 
-def fill_colour(scene, other):
-    """The same scene with another scene's colour."""
-    return type(scene)(**{**vars(scene), "colour": other.colour})
-
-
 def plan(scene, rng):
-    """What a story is to be about, before it is told: makes telling to order worth learning."""
-    rows = [scene.name, with_articles(f"a {scene.animal}"), with_articles(f"a {scene.thing}")]
-    rows += [scene.place] if rng.random() < 0.3 else []
+    """What a story is to be about, before it is told: it makes a story on request worth learning."""
+    fields = scene_fields(scene)
+    rows = [fields["name"], fields["an_animal"], fields["a_thing"]]
+    if rng.random() < 0.3:
+        rows.append(fields["place"])
     rng.shuffle(rows)
-    form = rng.choice(("About: {}\n", "Words: {}\n", "Plan: {}.\nStory: ", "A story with {}:\n", "({})\n"))
-    return form.format(", ".join(rows))
+    return rng.choice(PLAN_FORMS).format(", ".join(rows))
 
 
 def document(rng):
@@ -136,10 +147,10 @@ def document(rng):
     if kind < 0.82:
         return story + "\n" + dialogue(scene, rng)
     if kind < 0.92:
-        return story + "\n" + facts(scene, rng)
+        return story + "\n" + fact_list(scene, rng)
     if kind < 0.96:
         return story + "\n" + true_or_false(scene, rng)
-    return facts(scene, rng) + "\n" + story
+    return fact_list(scene, rng) + "\n" + story
 
 
 def documents(n, seed, split="train"):
@@ -149,6 +160,6 @@ def documents(n, seed, split="train"):
 
 
 def stories(n, seed, split="train"):
-    """n bare stories."""
+    """n stories, with nothing before or after them."""
     rng = random.Random(f"stories/{split}/{seed}")
     return [tell(draw_scene(rng), rng) for _ in range(n)]

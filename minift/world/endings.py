@@ -7,7 +7,7 @@ whether the ending fits its story (`world.rubric` judges whole stories), readers
 
 from minift.text.answers import sample_responses
 from minift.world.corpus import stories
-from minift.world.rubric import ROLES, sentences, skeleton
+from minift.world.rubric import role_of, sentences
 
 
 def open_stories(n, seed, split="train"):
@@ -15,43 +15,70 @@ def open_stories(n, seed, split="train"):
     beginnings = []
     for story in stories(n, seed, split):
         parts = sentences(story)
-        trouble = [ROLES.get(skeleton(part)) for part in parts].index("trouble")
+        roles = [role_of(part) for part in parts]
+        trouble = roles.index("trouble")
         beginnings.append(" ".join(parts[:trouble + 1]))
     return beginnings
 
 
 def ends_happily(ending):
     """1.0 if the last sentence of the text's first line is one of the world's happy endings, else 0.0."""
-    last = sentences(ending.split("\n")[0])[-1:]
-    return float(bool(last) and ROLES.get(skeleton(last[0])) == "happy")
+    first_line = ending.split("\n")[0]
+    parts = sentences(first_line)
+    return 1.0 if parts and role_of(parts[-1]) == "happy" else 0.0
 
 
 def sample_endings(model, tokenizer, beginnings, *, max_new_tokens=48, seed=0, batch_size=64):
     """What the model writes after each beginning, at temperature 1: dicts of prompt_ids, response_ids, text."""
     prompts = [tokenizer.encode(text) for text in beginnings]
-    responses = sample_responses(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size,
-                                 seed=seed)
-    return [{"prompt_ids": prompt, "response_ids": response, "text": tokenizer.decode(response, skip_special=True)}
-            for prompt, response in zip(prompts, responses)]
+    responses = sample_responses(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    return [
+        {
+            "prompt_ids": prompt,
+            "response_ids": response,
+            "text": tokenizer.decode(response, skip_special=True),
+        }
+        for prompt, response in zip(prompts, responses)
+    ]
 
 
 def ending_pairs(model, tokenizer, beginnings, *, max_new_tokens=48, seed=0):
-    """Pairs for collate_pairs: two endings of each story, the happy one chosen; where both are alike there is none.
+    """Pairs for collate_pairs: two endings of each story, the happy one chosen. Two that are alike make no pair.
 
     An example also has its three texts: beginning, chosen, rejected.
     """
     doubled = [text for text in beginnings for _ in range(2)]
-    written = sample_endings(model, tokenizer, doubled, max_new_tokens=max_new_tokens, seed=seed)
+    endings = sample_endings(
+        model, tokenizer, doubled, max_new_tokens=max_new_tokens, seed=seed
+    )
     examples = []
-    for beginning, *pair in zip(beginnings, written[::2], written[1::2]):
-        rejected, chosen = sorted(pair, key=lambda answer: ends_happily(answer["text"]))
-        if ends_happily(chosen["text"]) == ends_happily(rejected["text"]):
+    for beginning, a, b in zip(beginnings, endings[::2], endings[1::2]):
+        a_happy, b_happy = ends_happily(a["text"]), ends_happily(b["text"])
+        if a_happy == b_happy:
             continue
-        example = {"beginning": beginning}
-        for side, answer in (("chosen", chosen), ("rejected", rejected)):
-            prompt_ids, response_ids = answer["prompt_ids"], answer["response_ids"]
-            example[f"{side}_input_ids"] = prompt_ids + response_ids
-            example[f"{side}_response_mask"] = [False] * len(prompt_ids) + [True] * len(response_ids)
-            example[side] = answer["text"]
+        chosen, rejected = (a, b) if a_happy else (b, a)
+        example = {
+            "beginning": beginning,
+            **pair_side("chosen", chosen),
+            **pair_side("rejected", rejected),
+        }
         examples.append(example)
     return examples
+
+
+def pair_side(side, ending):
+    """The fields of one side of a pair: its text, its ids, and which of them the model wrote."""
+    prompt, response = ending["prompt_ids"], ending["response_ids"]
+    mask = [False] * len(prompt) + [True] * len(response)
+    return {
+        f"{side}_input_ids": prompt + response,
+        f"{side}_response_mask": mask,
+        side: ending["text"],
+    }

@@ -1,90 +1,98 @@
-"""What can be asked about a told scene: its facts as fields, tellings with a wanted property, and wrong options.
+"""Facts: what can be asked about a told scene, and what must not be a wrong option.
 
-Left out: facts that only some tellings have (weather, food); they come up where a task looks for them in the text.
+A told scene is a dict of fields: the story, and the facts that every telling of the scene has (child, place, animal).
+Templates and wordings are filled with these fields. facts.json holds the questions about each fact, the beginning of
+the sentence that answers them, and the answer. Left out: facts that only some tellings have (weather, food).
 """
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
+from minift.core.files import read_json
 from minift.ways.templates import fill
-from minift.world.scenes import TROUBLE, draw_scene, tell, with_articles
+from minift.world.scenes import TROUBLES, draw_scene, tell, with_articles
 
-# words for what may be one and the same: a wrong option is never akin to the right one
-KIN = [set(group.split()) for group in (
-    "dog beagle corgi hound poodle puppy spaniel terrier cub dingo", "cat kitten", "bear panda cub koala",
-    "wolf fox tiger panther lynx seal cub", "chicken hen rooster", "cow calf ox yak bison", "horse foal colt pony",
-    "sheep lamb ram", "goat kid", "deer fawn moose calf", "pig piglet", "duck duckling", "goose gosling",
-    "donkey mule foal horse", "camel llama calf", "elephant calf", "dolphin calf", "parrot cockatoo", "dove pigeon",
-    "crow raven jackdaw", "crane heron stork", "falcon hawk eagle", "rabbit hare", "turtle tortoise", "frog toad",
-    "newt salamander", "lizard gecko iguana", "mouse rat vole", "weasel ferret", "puppy seal", "swan goose duck",
-    "kangaroo possum koala wombat", "red crimson scarlet maroon", "purple violet lilac indigo",
-    "blue turquoise indigo", "green turquoise", "white ivory beige", "yellow golden beige", "grey silver",
-    "brown maroon beige", "orange golden", "pink lilac", "wharf quay pier jetty dock port harbour dam shipyard",
-    "road lane track trail path pass", "church chapel cathedral monastery", "woods forest grove park glade",
-    "pond lake pool lagoon", "beach shore cove bay fjord", "river stream brook creek canal", "hill ridge summit cliff",
-    "cabin hut cottage lodge shed shelter", "castle fort palace ruins", "barn shed stable", "valley canyon glen glade",
-    "field meadow pasture prairie heath moor", "swamp marsh", "inn hotel", "farm ranch dairy", "tunnel cave cellar",
-    "shop bookshop bakery kiosk market", "office post-office", "garden park courtyard terrace greenhouse",
-    "station railway", "spring fountain", "library bookshop", "factory workshop mill windmill forge",
-    "camp hut", "theatre hall", "stadium field playground", "attic loft", "dunes beach", "temple shrine", "cafe inn")]
-# what one can ask: kind -> (question, beginning of the sentence that answers it, what completes it)
-FACTS = {
-    "who": ("What is the child called?", "The child is called", "{name}"),
-    "where": ("Where did it happen?", "It happened", "at {place}"),
-    "animal": ("Which animal was there?", "The animal was", "{an_animal}"),
-    "thing": ("Which thing is the story about?", "The thing was", "{an_object}"),
-    "colour": ("What colour was the {object}?", "The {object} was", "{colour}"),
-    "trouble": ("What went wrong?", "The trouble was that", "{trouble}"),
-    "ending": ("How did it end?", "The story ended", "{ending}"),
-}
+# Kind of fact -> "questions", the "plain" one of them, "stem" and "answer".
+FACTS = read_json(Path(__file__).with_name("facts.json"))
+# Words for what may be one and the same. A wrong option is never of one
+# group with the right one.
+_KIN = Path(__file__).with_name("kin.txt").read_text(encoding="utf-8")
+KIN = [set(line.split()) for line in _KIN.splitlines()]
 
 
-def known(scene, story):
-    """The fields that every task has. Phrases with an article are fields, because a template cannot choose it."""
-    return {"story": story, "name": scene.name, "place": scene.place, "animal": scene.animal,
-            "an_animal": with_articles(f"a {scene.animal}"), "object": scene.object,
-            "an_object": with_articles(f"a {scene.object}"), "colour": scene.colour, "thing": scene.thing,
-            "a_thing": with_articles(f"a {scene.thing}"), "trouble": scene.trouble_text,
-            "mood": "happy" if scene.happy else "sad", "ending": "happily" if scene.happy else "sadly"}
+def scene_fields(scene, story=""):
+    """The fields of a scene that was told as this story.
+
+    Phrases with an article are fields of their own, because a template cannot choose the article.
+    """
+    return {
+        "story": story,
+        "name": scene.name,
+        "place": scene.place,
+        "animal": scene.animal,
+        "an_animal": with_articles(f"a {scene.animal}"),
+        "object": scene.object,
+        "an_object": with_articles(f"a {scene.object}"),
+        "colour": scene.colour,
+        "thing": scene.thing,
+        "a_thing": with_articles(f"a {scene.thing}"),
+        "trouble": scene.trouble_text,
+        "mood": "happy" if scene.happy else "sad",
+        "ending": "happily" if scene.happy else "sadly",
+    }
+
+
+def tell_fields(scene, rng):
+    """Tell the scene; the fields of this telling."""
+    return scene_fields(scene, tell(scene, rng))
+
+
+def tell_until(scene, rng, wanted):
+    """The fields of the first telling with wanted(story, fields).
+
+    What goes wrong and what else happens is drawn anew for each telling. Child, place, animal, thing, helper, food and
+    how it ends stay as they are. Some telling of every scene must be a wanted one.
+    """
+    while True:
+        fields = tell_fields(scene, rng)
+        if wanted(fields["story"], fields):
+            return fields
+        scene = replace(
+            scene,
+            trouble=rng.choice(TROUBLES),
+            late=rng.random() < 0.15,
+            kind=rng.random() < 0.4,
+            speech=rng.random() < 0.4,
+        )
 
 
 def fact(kind, fields):
-    """(question, beginning of a sentence, what completes it) about one fact of a story with these fields."""
-    return tuple(fill(text, fields) for text in FACTS[kind])
+    """(question, beginning of a sentence, what completes it) about one fact of a told scene."""
+    entry = FACTS[kind]
+    texts = entry["plain"], entry["stem"], entry["answer"]
+    return tuple(fill(text, fields) for text in texts)
 
 
-def told(scene, rng):
-    return known(scene, tell(scene, rng))
+def find_word(word, text):
+    """The matches of a whole word in a text."""
+    whole = rf"(?<![\w-]){re.escape(word)}(?![\w-])"
+    return list(re.finditer(whole, text))
 
 
-def retell(scene, rng, wanted):
-    """The fields of a telling with wanted(story, fields); what happens is drawn anew until there is one.
-
-    Child, place, animal, thing, helper, food and how it ends stay as they are. wanted must be possible for every scene.
-    """
-    while True:
-        fields = told(scene, rng)
-        if wanted(fields["story"], fields):
-            return fields
-        scene = replace(scene, trouble=rng.choice(tuple(TROUBLE)), late=rng.random() < 0.15, kind=rng.random() < 0.4,
-                        speech=rng.random() < 0.4)
-
-
-def mentions(word, text):
-    """The matches of a whole word."""
-    return list(re.finditer(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text))
-
-
-def another(kind, scene, rng):
+def draw_other(kind, scene, rng):
     """A name, place, animal or colour that is neither the scene's own nor akin to it (a name: of the same gender)."""
     own = getattr(scene, kind).split()[-1]
     while True:
         drawn = draw_scene(rng)
-        word = getattr(drawn, kind).split()[-1]
-        if drawn.girl == scene.girl and word != own and not any({word, own} <= group for group in KIN):
-            return getattr(drawn, kind)
+        other = getattr(drawn, kind)
+        word = other.split()[-1]
+        akin = any({word, own} <= group for group in KIN)
+        if drawn.girl == scene.girl and word != own and not akin:
+            return other
 
 
-def phrase(kind, word):
-    """As one answers: a fox, at the mill, red."""
-    return with_articles({"animal": "a ", "place": "at "}.get(kind, "") + word)
+def answer_phrase(kind, word):
+    """A fact as one answers with it: a fox, at the mill, red."""
+    before = {"animal": "a ", "place": "at "}.get(kind, "")
+    return with_articles(before + word)

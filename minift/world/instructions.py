@@ -1,44 +1,66 @@
-"""Instruction tasks over the world's scenes, in named clusters, as chats; and the prompts that ask for a story.
+"""Instructions over the world's scenes, in named clusters, as chats; and the prompts that ask for a story.
 
 Each example is a dict with `messages` (user, assistant), `task`, `cluster` and `id`. Every task has several phrasings,
-none of which occurs in the base corpus; the answer is a full sentence and is checked by exact match.
+none of which occurs in the base corpus; the answer is a full sentence and is checked by exact match. Left out: system
+turns, several turns.
 """
 
 import random
 
+from minift.ways.templates import fill
 from minift.world.corpus import ask
-from minift.world.scenes import draw_scenes, tell, with_articles
+from minift.world.facts import scene_fields
+from minift.world.scenes import draw_scenes, tell
 
-# task -> (cluster, phrasings); {story} is the told scene, {question} a question of the corpus
-READING = ("Read the story and answer the question.\n{story}\n{question}", "{question} Here is the story.\n{story}",
-           "{story}\nPlease tell me: {question}", "Use the text to reply to this: {question}\nText: {story}")
+# {story}: the told scene; {question}: a question of the corpus.
+READING = (
+    "Read the story and answer the question.\n{story}\n{question}",
+    "{question} Here is the story.\n{story}",
+    "{story}\nPlease tell me: {question}",
+    "Use the text to reply to this: {question}\nText: {story}",
+)
+LISTING = (
+    "List the child, the animal and the place of this story.\n{story}",
+    "{story}\nWrite down child, animal and place.",
+    "Give me the child, the animal and the place.\nText: {story}",
+)
+ASKING = (
+    "Write a story about {name}, {an_animal} and {a_thing}.",
+    "Tell me a story with a child called {name}, {a_thing} and {an_animal}.",
+    "I would like to hear about {name}, who has {an_animal} and {a_thing}.",
+    "Please make up a tale. "
+    "Child: {name}. Animal: {animal}. Thing: {thing}.",
+)
+# Task -> (cluster, phrasings).
 TASKS = {
-    "who": ("lookup", READING), "where": ("lookup", READING), "animal": ("lookup", READING),
-    "thing": ("lookup", READING), "colour": ("lookup", READING), "trouble": ("events", READING),
+    "who": ("lookup", READING),
+    "where": ("lookup", READING),
+    "animal": ("lookup", READING),
+    "thing": ("lookup", READING),
+    "colour": ("lookup", READING),
+    "trouble": ("events", READING),
     "ending": ("sentiment", READING),
-    "facts": ("extraction", (
-        "List the child, the animal and the place of this story.\n{story}",
-        "{story}\nWrite down child, animal and place.",
-        "Give me the child, the animal and the place.\nText: {story}")),
-    "story": ("writing", (
-        "Write a story about {name}, a {animal} and a {thing}.",
-        "Tell me a story with a child called {name}, a {thing} and a {animal}.",
-        "I would like to hear about {name}, who has a {animal} and a {thing}.",
-        "Please make up a tale. Child: {name}. Animal: {animal}. Thing: {thing}.")),
+    "facts": ("extraction", LISTING),
+    "story": ("writing", ASKING),
 }
 WRITING = ("story",)
 
 
-def instance(task, scene, rng):
-    """(instruction, response) of one task about one scene."""
+def instruct(task, scene, rng):
+    """(request, response) of one task about one scene."""
     phrasing = rng.choice(TASKS[task][1])
     if task in WRITING:
-        request = phrasing.format(name=scene.name, animal=scene.animal, thing=scene.thing)
-        return with_articles(request), tell(scene, rng)
-    question, answer = ("", f"Child: {scene.name}. Animal: {scene.animal}. Place: {scene.place}.")
+        request = fill(phrasing, scene_fields(scene))
+        return request, tell(scene, rng)
+    question = ""
+    response = fill(
+        "Child: {name}. Animal: {animal}. Place: {place}.",
+        scene_fields(scene),
+    )
     if task != "facts":
-        question, answer = ask(task, scene, rng, short=False)
-    return phrasing.format(story=tell(scene, rng), question=question), answer
+        question, response = ask(task, scene, rng, short=False)
+    story = tell(scene, rng)
+    return fill(phrasing, {"story": story, "question": question}), response
 
 
 def instructions(n, seed, split="train", tasks=tuple(TASKS)):
@@ -47,9 +69,18 @@ def instructions(n, seed, split="train", tasks=tuple(TASKS)):
     rows = []
     for i, scene in enumerate(draw_scenes(n, f"instructions/{seed}", split)):
         task = tasks[i % len(tasks)]
-        request, response = instance(task, scene, rng)
-        rows.append({"messages": [{"role": "user", "content": request}, {"role": "assistant", "content": response}],
-                     "task": task, "cluster": TASKS[task][0], "id": f"{task}-{split}-{seed}-{i}"})
+        request, response = instruct(task, scene, rng)
+        messages = [
+            {"role": "user", "content": request},
+            {"role": "assistant", "content": response},
+        ]
+        row = {
+            "messages": messages,
+            "task": task,
+            "cluster": TASKS[task][0],
+            "id": f"{task}-{split}-{seed}-{i}",
+        }
+        rows.append(row)
     return rows
 
 
@@ -57,4 +88,4 @@ def story_requests(n, seed, split="train"):
     """n (prompt, scene): requests for a story and the scene that they name (its ending is not asked for)."""
     rng = random.Random(f"requests/{split}/{seed}")
     scenes = draw_scenes(n, f"requests/{seed}", split)
-    return [(instance("story", scene, rng)[0], scene) for scene in scenes]
+    return [(instruct("story", scene, rng)[0], scene) for scene in scenes]

@@ -2,185 +2,260 @@
 
 Real pre-training text is full of quizzes, school books and lists of questions; from these a model knows many skills
 before anybody tunes it. The world's worksheets give the base the same start: every kind of exercise that the clusters
-of instruction tasks ask for, in other words and other printed forms, never in the chat template. Left out: exercises
-about more than one story, worked solutions.
+of instruction tasks ask for, in other words and other printed forms, never in the chat template. wordings.json has the
+wordings of each kind; none is that of an instruction template, which are kept for tuning and judging. Left out:
+exercises about more than one story, worked solutions.
 """
 
 import random
 import re
+from pathlib import Path
 
+from minift.core.files import read_json
 from minift.ways.templates import fill
+from minift.world import exercises
 from minift.world import lexicon as words
-from minift.world.facts import FACTS, another, fact, known, mentions, phrase
+from minift.world.exercises import look_up, write
+from minift.world.facts import answer_phrase, draw_other, find_word, scene_fields
 from minift.world.rubric import sentences
 from minift.world.scenes import draw_scene, tell, with_articles
-from minift.world.wordings import WORDINGS
 
-FORMS = ("{q}\n{a}", "{q} {a}", "{q} - {a}", "{q} = {a}", "Task: {q}\nSolution: {a}", "Teacher: {q}\nPupil: {a}",
-         "Exercise {n}: {q}\nAnswer: {a}", "({n}) {q}\n    {a}", "- {q}\n- {a}", "{one}: {q}\n{two}: {a}", "{q} ({a})",
-         "{q} -> {a}", "Do this: {q}\nDone: {a}")
-SUMMARY = "{name} and {an_animal} at {place}: {trouble}, and it ended {ending}."
+# Kind of exercise -> its wordings, with {fields} of a told scene.
+WORDINGS = read_json(Path(__file__).with_name("wordings.json"))
+FORMS = (
+    "{q}\n{a}",
+    "{q} {a}",
+    "{q} - {a}",
+    "{q} = {a}",
+    "Task: {q}\nSolution: {a}",
+    "Teacher: {q}\nPupil: {a}",
+    "Exercise {n}: {q}\nAnswer: {a}",
+    "({n}) {q}\n    {a}",
+    "- {q}\n- {a}",
+    "{one}: {q}\n{two}: {a}",
+    "{q} ({a})",
+    "{q} -> {a}",
+    "Do this: {q}\nDone: {a}",
+)
 MARKS = ("", "", "{n}. ", "({n}) ", "- ", "Task {n}: ")
-HEADS = (("", ""), ("", ""), ("Questions\n", "Answers\n"), ("Find out:\n", "Found:\n"), ("Before you read: ", "Now: "))
-LABELS = ("", "", "Story: ", "Text: ", "Read this. ")
-LEADS = ("Please: ", "Read the story and answer. ", "Look into the text. ", "I want to know this. ", "My sister asks: ",
-         "Now you. ", "Think of the story. ", "Help me. ", "One more thing. ", "I am not sure. ", "For our class: ",
-         "My turn to ask. ", "Read well. ")
-TAILS = (" Please.", " Only the answer.", " Write nothing else.", " Thank you.", " It is in the text.", " In short.")
-# What stands behind such a request would belong to its text.
+# Before the exercises and before their answers.
+HEADS = (
+    ("", ""),
+    ("", ""),
+    ("Questions\n", "Answers\n"),
+    ("Find out:\n", "Found:\n"),
+    ("Before you read: ", "Now: "),
+)
+STORY_LABELS = ("", "", "Story: ", "Text: ", "Read this. ")
+# A few words before or after a request that say nothing about it, as people write.
+LEADS = (
+    "Please: ",
+    "Read the story and answer. ",
+    "Look into the text. ",
+    "I want to know this. ",
+    "My sister asks: ",
+    "Now you. ",
+    "Think of the story. ",
+    "Help me. ",
+    "One more thing. ",
+    "I am not sure. ",
+    "For our class: ",
+    "My turn to ask. ",
+    "Read well. ",
+)
+TAILS = (
+    " Please.",
+    " Only the answer.",
+    " Write nothing else.",
+    " Thank you.",
+    " It is in the text.",
+    " In short.",
+)
+# These requests end with a text. Words after it would seem to belong to it.
 QUOTING = ("order", "gap", "finish", "next", "rewrite")
-# how much more often than others, because they take more practice
-OFTEN = {"is it": 3, "either": 2, "rewrite": 2, "mood": 2, "first": 2, "gap": 2, "question": 2, "order": 0.5}
+# How much more often than others, because they take more practice.
+OFTEN = {
+    "is it": 3,
+    "either": 2,
+    "rewrite": 2,
+    "mood": 2,
+    "first": 2,
+    "gap": 2,
+    "question": 2,
+    "order": 0.5,
+}
 
 
-def exercise(kind, scene, story, rng):
-    """(request, answer) of one kind of exercise about a told scene, or None where the story does not lend itself."""
-    fields = {**known(scene, story), "time": scene.time}
-    found = ANSWERS[kind](scene, fields, rng)
-    if found is None:
-        return None
-    request = fill(rng.choice(WORDINGS[kind]), {**fields, **found})
-    return request, found["answer"]
-
-
-def look_up(kind):
-    return lambda scene, fields, rng: {"answer": fact(kind, fields)[2]}
-
-
-def fixed(form):
-    return lambda scene, fields, rng: {"answer": fill(form, fields)}
-
-
-def yes_no(true):
-    return "yes" if true else "no"
+# ---- kinds of exercises that only worksheets have: (scene, fields, rng) -> what they add, or None ----
 
 
 def is_it(scene, fields, rng):
     """An animal, colour or name that is in the story, or is not."""
-    kind, true = rng.choice(("animal", "colour", "name")), rng.random() < 0.5
-    asked = getattr(scene, kind) if true else another(kind, scene, rng)
-    return {"asked": asked, "an_asked": phrase(kind, asked), "answer": yes_no(true)}
+    kind = rng.choice(("animal", "colour", "name"))
+    asked = exercises.is_it(kind, scene, rng)
+    return {**asked, "an_asked": answer_phrase(kind, asked["asked"])}
 
 
 def either(scene, fields, rng):
     kind = rng.choice(("animal", "colour", "place", "name"))
-    right, wrong = phrase(kind, getattr(scene, kind)), phrase(kind, another(kind, scene, rng))
-    return {**two_of(right, wrong, rng), "answer": right}
+    return exercises.either(kind, scene, rng)
 
 
-def two_of(a, b, rng):
-    one, two = rng.sample((a, b), 2)
-    return {"one": one, "two": two}
-
-
-def feeling(scene, fields, rng):
-    last = re.findall(r"[\w-]+", sentences(fields["story"])[-1])
-    felt = [word for word in last if word in words.GLAD + words.SORRY and "not" not in last]
-    return {"answer": felt[0]} if felt else None
+def count_sentences(scene, fields, rng):
+    return {"answer": str(len(sentences(fields["story"])))}
 
 
 def count_word(scene, fields, rng):
     word = rng.choice((scene.name, scene.animal, scene.object))
-    return {"word": word, "answer": str(len(mentions(word, fields["story"])))}
+    number = len(find_word(word, fields["story"]))
+    return {"word": word, "answer": str(number)}
 
 
 def first(scene, fields, rng):
-    """Two words of the story: which stands there first?"""
-    named = {"name": scene.name, "place": scene.place, **{kind: f"the {getattr(scene, kind)}" for kind in (
-        "animal", "object", "helper", "food")}}
-    places = {text: mentions(text.split()[-1], fields["story"]) for text in named.values()}
-    there = [text for text, found in places.items() if found]
-    a, b = rng.sample(there, 2)
-    earlier = min(a, b, key=lambda text: places[text][0].start())
-    return {**two_of(a, b, rng), "answer": earlier}
-
-
-def order(scene, fields, rng):
-    parts = sentences(fields["story"])
-    earlier, later = (parts[i] for i in sorted(rng.sample(range(len(parts)), 2)))
-    options = two_of(earlier, later, rng)
-    return {**options, "answer": "A, B" if options["one"] == earlier else "B, A"}
+    """Which of two words stands first in the story?"""
+    kinds = ("name", "place", "animal", "object", "helper", "food")
+    # How the story names it -> where it does so first.
+    places = {}
+    for kind in kinds:
+        name = exercises.name_of(kind, scene)
+        found = find_word(name.split()[-1], fields["story"])
+        if found:
+            places[name] = found[0].start()
+    a, b = rng.sample(list(places), 2)
+    options = exercises.two_options(a, b, rng)
+    return {**options, "answer": min(a, b, key=places.get)}
 
 
 def gap(scene, fields, rng):
     """A sentence of the story with ___ for a word."""
-    word = rng.choice((scene.name, scene.animal, scene.object, scene.colour))
-    line = rng.choice([part for part in sentences(fields["story"]) if mentions(word, part)])
-    place = rng.choice(mentions(word, line))
-    return {"gapped": line[:place.start()] + "___" + line[place.end():], "answer": word}
+    facts = (scene.name, scene.animal, scene.object, scene.colour)
+    word = rng.choice(facts)
+    lines = [part for part in sentences(fields["story"]) if find_word(word, part)]
+    line = rng.choice(lines)
+    match = rng.choice(find_word(word, line))
+    return {"gapped": exercises.put_gap(line, match), "answer": word}
 
 
-def finish(scene, fields, rng):
-    _, stem, answer = fact(rng.choice(tuple(FACTS)), fields)
-    return {"stem": stem, "answer": answer}
-
-
-def following(scene, fields, rng):
+def next_sentence(scene, fields, rng):
     parts = sentences(fields["story"])
     i = rng.randrange(len(parts) - 1)
     return {"sentence": parts[i], "answer": parts[i + 1]}
 
 
 def rewrite(scene, fields, rng):
-    """One or two sentences with another name, animal or colour."""
+    """One or two sentences with another name, animal or colour; None where they do not have the old one."""
     kind = rng.choice(("name", "animal", "colour"))
-    old, new = getattr(scene, kind), another(kind, scene, rng)
+    old, new = getattr(scene, kind), draw_other(kind, scene, rng)
     parts = sentences(fields["story"])
     start = rng.randrange(len(parts) - 1)
     text = " ".join(parts[start:start + rng.choice((1, 2))])
-    if not mentions(old, text):
+    if not find_word(old, text):
         return None
     changed = re.sub(rf"(?<![\w-]){re.escape(old)}(?![\w-])", new, text)
-    changed = with_articles(re.sub(rf"\b([Aa])n (?={re.escape(new)}\b)", r"\1 ", changed))
-    return {"old": old, "new": new, "sentence": text, "answer": changed}
+    # The article fits the new word: an owl, a fox.
+    changed = re.sub(rf"\b([Aa])n (?={re.escape(new)}\b)", r"\1 ", changed)
+    return {
+        "old": old,
+        "new": new,
+        "sentence": text,
+        "answer": with_articles(changed),
+    }
 
 
-def question(scene, fields, rng):
-    asked, _, answered = fact(rng.choice(tuple(FACTS)), fields)
-    return {"answered": answered, "answer": asked}
-
-
-ANSWERS = {
-    **{kind: look_up(kind) for kind in ("who", "where", "animal", "thing", "colour", "trouble")},
-    "ended well": lambda scene, fields, rng: {"answer": yes_no(scene.happy)},
-    "speaks": lambda scene, fields, rng: {"answer": yes_no(scene.speech)},
-    "is it": is_it, "either": either, "mood": fixed("{mood}"), "feeling": feeling,
-    "count sentences": lambda scene, fields, rng: {"answer": str(len(sentences(fields["story"])))},
-    "count word": count_word, "first": first, "order": order, "gap": gap, "finish": finish, "next": following,
-    "last": lambda scene, fields, rng: {"answer": sentences(fields["story"])[-1]},
-    "summary": fixed(SUMMARY), "title": fixed("{name} and the {thing}"),
-    "key facts": fixed("{name}, {an_animal}, {a_thing}, {place}"), "rewrite": rewrite, "question": question,
+KINDS = {
+    "who": look_up("who"),
+    "where": look_up("where"),
+    "animal": look_up("animal"),
+    "thing": look_up("thing"),
+    "colour": look_up("colour"),
+    "trouble": look_up("trouble"),
+    "ended well": exercises.ended_well,
+    "speaks": exercises.somebody_speaks,
+    "is it": is_it,
+    "either": either,
+    "mood": write("{mood}"),
+    "feeling": exercises.feeling,
+    "count sentences": count_sentences,
+    "count word": count_word,
+    "first": first,
+    "order": exercises.sort_sentences,
+    "gap": gap,
+    "finish": exercises.finish_fact,
+    "next": next_sentence,
+    "last": exercises.last_sentence,
+    "summary": write(exercises.SUMMARY),
+    "title": write(exercises.TITLE),
+    "key facts": write(exercises.KEY_FACTS),
+    "rewrite": rewrite,
+    "question": exercises.question_for_answer,
 }
+
+
+# ---- sheets ----
+
+
+def exercise(kind, scene, story, rng):
+    """(request, answer) of one kind of exercise about a told scene; None where the story does not lend itself."""
+    fields = {**scene_fields(scene, story), "time": scene.time}
+    found = KINDS[kind](scene, fields, rng)
+    if found is None:
+        return None
+    wording = rng.choice(WORDINGS[kind])
+    return fill(wording, {**fields, **found}), found["answer"]
 
 
 def worksheet(rng):
     """A story and then some exercises, each with its answer; or the exercises, the story, and then the answers."""
     scene = draw_scene(rng)
     story = tell(scene, rng)
-    kinds = dict.fromkeys(rng.choices(tuple(ANSWERS), [OFTEN.get(kind, 1) for kind in ANSWERS], k=6))
-    found = {kind: pair for kind in kinds if (pair := exercise(kind, scene, story, rng))}
-    pairs = [(wrap(kind, request, rng), answer) for kind, (request, answer) in found.items()]
-    return (story_first if rng.random() < 0.5 else exercises_first)(story, pairs, rng)
+    weights = [OFTEN.get(kind, 1) for kind in KINDS]
+    drawn = rng.choices(tuple(KINDS), weights, k=6)
+    # First all exercises, then the words around them: the draws of committed corpora came in this order.
+    found = {}
+    for kind in dict.fromkeys(drawn):
+        pair = exercise(kind, scene, story, rng)
+        if pair is not None:
+            found[kind] = pair
+    pairs = [
+        (wrap_request(kind, request, rng), answer)
+        for kind, (request, answer) in found.items()
+    ]
+    if rng.random() < 0.5:
+        return story_first(story, pairs, rng)
+    return exercises_first(story, pairs, rng)
 
 
-def wrap(kind, request, rng):
-    """Often a few words before or behind a request say nothing about it, as people write."""
-    lead = rng.choice(LEADS) if rng.random() < 0.4 else ""
-    tail = rng.choice(TAILS) if kind not in QUOTING and rng.random() < 0.25 else ""
+def wrap_request(kind, request, rng):
+    """Often put a few words before or after a request."""
+    lead = tail = ""
+    if rng.random() < 0.4:
+        lead = rng.choice(LEADS)
+    if kind not in QUOTING and rng.random() < 0.25:
+        tail = rng.choice(TAILS)
     return lead + request + tail
 
 
 def story_first(story, pairs, rng):
+    """The story, then each exercise with its answer, all printed in one form."""
     form = rng.choice(FORMS)
     one, two = rng.sample(words.GIRLS + words.BOYS, 2)
-    return "\n".join([story, *(form.format(q=q, a=a, n=n, one=one, two=two) for n, (q, a) in enumerate(pairs, 1))])
+    lines = [story]
+    for n, (q, a) in enumerate(pairs, start=1):
+        lines.append(form.format(q=q, a=a, n=n, one=one, two=two))
+    return "\n".join(lines)
 
 
 def exercises_first(story, pairs, rng):
+    """Up to four exercises, then the story, then the answers."""
     pairs = pairs[:rng.randint(1, 4)]
-    mark, (head, tail) = rng.choice(MARKS), rng.choice(HEADS)
-    asked, answered = ([mark.format(n=n) + pair[i] for n, pair in enumerate(pairs, 1)] for i in (0, 1))
-    return "\n".join([head + asked[0], *asked[1:], rng.choice(LABELS) + story, tail + answered[0], *answered[1:]])
+    mark, (head, answers_head) = rng.choice(MARKS), rng.choice(HEADS)
+    asked, answered = [], []
+    for n, (request, answer) in enumerate(pairs, start=1):
+        asked.append(mark.format(n=n) + request)
+        answered.append(mark.format(n=n) + answer)
+    label = rng.choice(STORY_LABELS)
+    text = [*asked, label + story, answers_head + "\n".join(answered)]
+    return head + "\n".join(text)
 
 
 def worksheets(n, seed, split="train"):

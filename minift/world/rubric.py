@@ -10,67 +10,101 @@ import re
 from dataclasses import dataclass
 
 from minift.world import lexicon
-from minift.world import scenes as world
+from minift.world.scenes import FORMS, draw_scenes, fill_form
 
 # Points, together 10.
 ASKED, WHOLE, HAPPY, KIND, SPEECH = 2.0, 2.5, 2.5, 2.0, 1.0
 # Taken off for each fault.
 FAULT = 0.5
 
-KINDS = {
-    word: kind
-    for kind, group in (("NAME", lexicon.GIRLS + lexicon.BOYS), ("ANIMAL", lexicon.ANIMALS),
-                        ("OBJECT", lexicon.OBJECTS), ("COLOUR", lexicon.COLOURS), ("PLACE", lexicon.PLACES),
-                        ("NEAR", lexicon.PLACE_ADJECTIVES), ("HELPER", lexicon.HELPERS), ("FOOD", lexicon.FOODS),
-                        ("PLANT", lexicon.PLANTS), ("GLAD", lexicon.GLAD), ("SORRY", lexicon.SORRY),
-                        ("WORRIED", lexicon.WORRIED), ("CHARACTER", lexicon.CHARACTERS), ("SIZE", lexicon.SIZES),
-                        ("MAKE", lexicon.MAKES), ("WEATHER", lexicon.WEATHER), ("TIME", lexicon.TIMES),
-                        ("ADVERB", lexicon.ADVERBS))
-    for word in group
+GROUPS = {
+    "NAME": lexicon.GIRLS + lexicon.BOYS,
+    "ANIMAL": lexicon.ANIMALS,
+    "OBJECT": lexicon.OBJECTS,
+    "COLOUR": lexicon.COLOURS,
+    "PLACE": lexicon.PLACES,
+    "NEAR": lexicon.PLACE_ADJECTIVES,
+    "HELPER": lexicon.HELPERS,
+    "FOOD": lexicon.FOODS,
+    "PLANT": lexicon.PLANTS,
+    "GLAD": lexicon.GLAD,
+    "SORRY": lexicon.SORRY,
+    "WORRIED": lexicon.WORRIED,
+    "CHARACTER": lexicon.CHARACTERS,
+    "SIZE": lexicon.SIZES,
+    "MAKE": lexicon.MAKES,
+    "WEATHER": lexicon.WEATHER,
+    "TIME": lexicon.TIMES,
+    "ADVERB": lexicon.ADVERBS,
 }
+# Word -> its kind.
+KINDS = {}
+for kind, group in GROUPS.items():
+    KINDS.update(dict.fromkeys(group, kind))
 # The one thing whose name is a word of the sentence forms as well ("Nobody saw the thief again.").
 VERBS = {"saw"}
 PRONOUNS = {"he": "she", "him": "her", "his": "her", "an": "a"}
+ENDINGS = ("happy", "sad")
 
 
 def sentences(story):
     """The story's sentences; the last one may lack its full stop (it then matches no form)."""
-    return [part.strip() for part in re.findall(r'[^.?!]*[.?!]"?|[^.?!]+$', story) if part.strip()]
+    parts = re.findall(r'[^.?!]*[.?!]"?|[^.?!]+$', story)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def split_words(text):
+    """The words of a text, without its signs."""
+    return re.findall(r"[A-Za-z][A-Za-z-]*", text)
 
 
 def skeleton(sentence):
-    """The sentence with every word of the lexicon replaced by its kind, pronouns and articles made alike."""
+    """The sentence with every word of the lexicon replaced by its kind; pronouns and articles are made alike."""
     parts = re.findall(r"[A-Za-z][A-Za-z-]*|[^\sA-Za-z]", sentence)
-    kinds = [KINDS.get(part) or PRONOUNS.get(part.lower(), part.lower()) for part in parts]
+    kinds = []
+    for part in parts:
+        small = part.lower()
+        kinds.append(KINDS.get(part) or PRONOUNS.get(small, small))
+    # A place is the same place with and without its adjective.
     return " ".join(kind for kind in kinds if kind != "NEAR")
 
 
-def _roles():
-    """skeleton -> role, read off the world's own sentence forms."""
-    sample = world.Scene("Ada", True, "the mill", "fox", "kite", "red", "baker", "bread", "sunny", "day", "small",
-                         "plain", "the {object} broke", True, False, False, False)
-    groups = {"opening": world.OPENING, "thing": world.THING, "detail": world.DETAIL, "feeling": world.FEELING,
-              "late good": world.LATE_GOOD, "late bad": world.LATE_BAD, "kindness": world.KINDNESS,
-              "speech": world.SPEECH, "happy": world.HAPPY_ENDING, "sad": world.SAD_ENDING,
-              "trouble": sum(world.TROUBLE.values(), ()), "good turn": sum(world.GOOD_TURN.values(), ()),
-              "bad turn": sum(world.BAD_TURN.values(), ())}
-    rng = random.Random(0)
-    return {
-        skeleton(part): role if first else "detail"
-        for role, forms in groups.items()
-        for form in forms
-        for first, part in zip((True, False), sentences(world.fill(form, sample, rng)))
-    }
+def skeletons_of(form):
+    """The skeletons of a form's sentences. Any scene will do to fill it, because its words become kinds."""
+    scene = draw_scenes(1, 0)[0]
+    filled = fill_form(form, scene, random.Random(0))
+    return [skeleton(part) for part in sentences(filled)]
 
 
-ROLES = _roles()
+def read_roles():
+    """Skeleton -> role, and skeleton of a trouble -> what went wrong, read off the world's own sentence forms."""
+    roles, troubles = {}, {}
+    for role, forms in FORMS.items():
+        groups = forms if isinstance(forms, dict) else {None: forms}
+        for trouble, group in groups.items():
+            for form in group:
+                first, *others = skeletons_of(form)
+                roles[first] = role
+                roles.update(dict.fromkeys(others, "detail"))
+                if role == "trouble":
+                    troubles[first] = trouble
+    return roles, troubles
+
+
+ROLES, TROUBLES = read_roles()
+
+
+def role_of(sentence):
+    """The role of a sentence; None: it is none of this world."""
+    return ROLES.get(skeleton(sentence))
 
 
 @dataclass(frozen=True)
 class Judgement:
     """What the rubric saw in one story."""
 
-    score: float  # 0 to 10
+    # 0 to 10.
+    score: float
     # The role of each sentence; None: not a sentence of this world.
     roles: tuple
     # Share of the request that the story keeps: child, animal, thing, its colour.
@@ -80,7 +114,7 @@ class Judgement:
     happy: bool
     kind: bool
     speech: bool
-    # ill-formed, repeated or inconsistent sentences.
+    # Ill-formed, repeated or inconsistent sentences.
     faults: int
 
 
@@ -90,47 +124,89 @@ def judge(story, scene):
     Taste (a happy ending, a kindness, somebody who speaks) counts only in a whole story.
     """
     parts = sentences(story)
-    roles = tuple(ROLES.get(skeleton(part)) for part in parts)
-    asked = (
-        sum((scene.name in story, f" {scene.animal}" in story, f" {scene.object}" in story, f" {scene.thing}" in story))
-        / 4
+    roles = tuple(role_of(part) for part in parts)
+    wanted = (
+        scene.name,
+        f" {scene.animal}",
+        f" {scene.object}",
+        f" {scene.thing}",
     )
-    whole = _whole(roles)
-    happy, kind, speech = roles[-1:] == ("happy",), "kindness" in roles, "speech" in roles
-    faults = _faults(parts, roles, scene)
-    taste = HAPPY * happy + KIND * kind + SPEECH * speech if whole == 1 else 0.0
-    score = max(0.0, ASKED * asked + WHOLE * whole + taste - FAULT * faults)
-    return Judgement(score, roles, asked, whole, happy, kind, speech, faults)
+    asked = sum(text in story for text in wanted) / 4
+    whole = share_of_whole(roles)
+    happy = roles[-1:] == ("happy",)
+    kind, speech = "kindness" in roles, "speech" in roles
+    faults = count_faults(parts, roles, scene)
+
+    score = ASKED * asked + WHOLE * whole - FAULT * faults
+    if whole == 1:
+        score += HAPPY if happy else 0
+        score += KIND if kind else 0
+        score += SPEECH if speech else 0
+    return Judgement(max(0.0, score), roles, asked, whole, happy, kind, speech, faults)
 
 
-def _whole(roles):
+def share_of_whole(roles):
     """The share of: opens with an opening, has a trouble, a turn after it, ends with an ending."""
-    trouble = roles.index("trouble") if "trouble" in roles else len(roles)
-    turn = any(role in ("good turn", "bad turn") for role in roles[trouble:])
-    return ((("opening",) == roles[:1]) / 4
-            + ("trouble" in roles) / 4
-            + turn / 4
-            + (roles[-1:] in (("happy",), ("sad",))) / 4)
+    after = ()
+    if "trouble" in roles:
+        after = roles[roles.index("trouble"):]
+    kept = (
+        roles[:1] == ("opening",),
+        "trouble" in roles,
+        "good turn" in after or "bad turn" in after,
+        roles[-1:] in (("happy",), ("sad",)),
+    )
+    return sum(kept) / 4
 
 
-def _faults(parts, roles, scene):
-    """Sentences of no known form, said twice, about somebody else, and an end that contradicts the last turn."""
-    faults = sum(role is None for role in roles) + len(parts) - len(set(parts))
-    faults += max(0, sum(role in ("happy", "sad") for role in roles) - 1) + max(0, roles.count("trouble") - 1)
-    turns = [role.split()[-2:] for role in roles if role and role.endswith(("turn", "late good", "late bad"))]
-    if turns and roles[-1] in ("happy", "sad"):
-        faults += ("good" in turns[-1]) != (roles[-1] == "happy")
-    place, wrong = None, {"he", "him", "his"} if scene.girl else {"she", "her"}
+def count_faults(parts, roles, scene):
+    """How many sentences are of no known form, said twice, or about somebody else; and faults of the whole.
+
+    Faults of the whole: a second trouble, a second ending, an ending that contradicts the last turn.
+    """
+    faults = roles.count(None) + len(parts) - len(set(parts))
+    endings = sum(role in ENDINGS for role in roles)
+    faults += max(0, endings - 1)
+    faults += max(0, roles.count("trouble") - 1)
+    turns = [role for role in roles if role and ("turn" in role or "late" in role)]
+    if turns and roles[-1] in ENDINGS:
+        promised = "happy" if "good" in turns[-1] else "sad"
+        faults += promised != roles[-1]
+    place = None
     for part in parts:
-        found = re.findall(r"[A-Za-z][A-Za-z-]*", part)
-        places = re.findall(r"\bthe (?:([a-z-]+) )?([a-z-]+)", part)
-        places = [pair for pair in places if KINDS.get(pair[1]) == "PLACE" and KINDS.get(pair[0], "NEAR") == "NEAR"]
-        place = place or (places[0] if places else None)
-        colours = [(a, b) for a, b in zip(found, found[1:]) if KINDS.get(a) == "COLOUR" and KINDS.get(b) == "OBJECT"]
-        faults += (any(KINDS.get(word) == "NAME" and word != scene.name for word in found)
-                   or any(KINDS.get(word) == "ANIMAL" and word != scene.animal for word in found)
-                   or any(KINDS.get(word) == "OBJECT" and word not in VERBS | {scene.object} for word in found)
-                   or any(colour != scene.colour for colour, _ in colours)
-                   or any(pair != place for pair in places)
-                   or any(word.lower() in wrong for word in found))
+        places = places_in(part)
+        if places and place is None:
+            place = places[0]
+        faults += is_inconsistent(part, places, place, scene)
     return faults
+
+
+def places_in(sentence):
+    """The places that a sentence names, as (adjective or "", place)."""
+    found = re.findall(r"\bthe (?:([a-z-]+) )?([a-z-]+)", sentence)
+    return [
+        (near, place)
+        for near, place in found
+        if KINDS.get(place) == "PLACE" and KINDS.get(near, "NEAR") == "NEAR"
+    ]
+
+
+def is_inconsistent(sentence, places, place, scene):
+    """Is a child, animal, thing, colour, place or pronoun not the story's own? place: the first that it named."""
+    found = split_words(sentence)
+    own = {
+        "NAME": {scene.name},
+        "ANIMAL": {scene.animal},
+        "OBJECT": VERBS | {scene.object},
+    }
+    wrong = {"he", "him", "his"} if scene.girl else {"she", "her"}
+    for word, following in zip(found, [*found[1:], ""]):
+        kind = KINDS.get(word)
+        if kind in own and word not in own[kind]:
+            return True
+        coloured = kind == "COLOUR" and KINDS.get(following) == "OBJECT"
+        if coloured and word != scene.colour:
+            return True
+        if word.lower() in wrong:
+            return True
+    return any(named != place for named in places)

@@ -1,212 +1,278 @@
 """Labelled examples of many tasks about the world's scenes: fields that templates turn into instructions.
 
-Each task draws from a scene a story and what is asked of it. The answer is taken from the scene or from the told text,
-so that it is true; yes and no are equally likely, and so are both places of the right option. The templates are in
-data/instructions/templates.json. Left out: tasks without a story, answers that are a matter of taste.
+A task draws an exercise about a scene and tells the story for it. Yes and no are equally likely, and so are both
+places of the right option. The templates are in data/instructions/templates.json. Left out: tasks without a story.
 """
 
 import random
-import re
 from dataclasses import replace
 from functools import partial
 
 from minift.errors import MiniftError
 from minift.ways.templates import fill
-from minift.world import lexicon as words
-from minift.world.facts import FACTS, another, fact, known, mentions, phrase, retell, told
-from minift.world.rubric import ROLES, VERBS, sentences, skeleton
+from minift.world import exercises
+from minift.world.exercises import look_up, write, yes_no
+from minift.world.facts import (
+    answer_phrase,
+    draw_other,
+    find_word,
+    scene_fields,
+    tell_fields,
+    tell_until,
+)
+from minift.world.rubric import VERBS, role_of, sentences
 from minift.world.scenes import draw_scenes, tell, with_articles
 
-# Each equally likely.
-COUNTS = {"sentences": (5, 6, 7, 8, 9), "name": (2, 3, 4, 5), "animal": (1, 2, 3, 4)}
-# Either may come first.
-PAIRS = (("name", "animal"), ("animal", "place"), ("object", "helper"), ("helper", "food"))
-# Role of a sentence, what it has, the event as a clause.
+# Each number is equally likely.
+COUNTS = {
+    "sentences": (5, 6, 7, 8, 9),
+    "name": (2, 3, 4, 5),
+    "animal": (1, 2, 3, 4),
+}
+# Either of the two may come first.
+PAIRS = (
+    ("name", "animal"),
+    ("animal", "place"),
+    ("object", "helper"),
+    ("helper", "food"),
+)
+# Role of a sentence, a part of its text, the event as a clause.
 EVENTS = (
-    ("detail", " met the ", "they met the {helper}"), ("detail", " ate some ", "they ate some {food}"),
-    ("detail", " sniffed ", "the {animal} sniffed at the {object}"), ("detail", " played ", "they played"),
-    ("trouble", "", "{trouble}"), ("speech", " said the ", "the {helper} said something"),
+    ("detail", " met the ", "they met the {helper}"),
+    ("detail", " ate some ", "they ate some {food}"),
+    ("detail", " sniffed ", "the {animal} sniffed at the {object}"),
+    ("detail", " played ", "they played"),
+    ("trouble", "", "{trouble}"),
+    ("speech", " said the ", "the {helper} said something"),
     ("speech", "", "{name} said something"),
-    ("kindness", " shared ", "{name} shared some {food}"), ("kindness", " helped ", "{name} helped the {helper}"),
+    ("kindness", " shared ", "{name} shared some {food}"),
+    ("kindness", " helped ", "{name} helped the {helper}"),
     ("kindness", " gave ", "{name} gave the {animal} some {food}"),
 )
-# Sentences of a text that is to be rewritten; the third at the latest names the thing.
+# Sentences of a text that is to be rewritten. The third at the latest names the thing.
 PASSAGE = 3
-SUMMARY = "{name} and {an_animal} at {place}: {trouble}, and it ended {ending}."
 REQUEST = "Write a story about {name}, {an_animal} and {a_thing}."
+# Label of a line -> the field that it states.
+FACT_LINES = {
+    "child": "name",
+    "animal": "animal",
+    "thing": "thing",
+    "place": "place",
+    "trouble": "trouble",
+    "end": "mood",
+}
 
 
 # ---- tasks: (scene, rng) -> fields; "answer" is what is to be answered ----
 
 
-def look_up(kind, scene, rng):
-    fields = told(scene, rng)
-    return {**fields, "answer": fact(kind, fields)[2]}
+def about_story(exercise):
+    """The task that tells a story and then sets an exercise about it."""
+    def task(scene, rng):
+        fields = tell_fields(scene, rng)
+        return {**fields, **exercise(scene, fields, rng)}
 
-
-def ended_well(scene, rng):
-    return {**told(scene, rng), "answer": "yes" if scene.happy else "no"}
-
-
-def somebody_speaks(scene, rng):
-    speech = rng.random() < 0.5
-    return {**told(replace(scene, speech=speech), rng), "answer": "yes" if speech else "no"}
+    return task
 
 
 def is_it(kind, scene, rng):
-    """Is the animal (or colour) the one that is asked about?"""
-    true = rng.random() < 0.5
-    asked = getattr(scene, kind) if true else another(kind, scene, rng)
-    return {**told(scene, rng), "asked": asked, "an_asked": with_articles(f"a {asked}"),
-            "answer": "yes" if true else "no"}
+    asked = exercises.is_it(kind, scene, rng)
+    with_article = with_articles(f"a {asked['asked']}")
+    fields = tell_fields(scene, rng)
+    return {**fields, **asked, "an_asked": with_article}
 
 
 def either(kind, scene, rng):
-    """Which of two is it?"""
-    right, wrong = phrase(kind, getattr(scene, kind)), phrase(kind, another(kind, scene, rng))
-    one, two = rng.sample((right, wrong), 2)
-    return {**told(scene, rng), "one": one, "two": two, "answer": right}
+    options = exercises.either(kind, scene, rng)
+    return {**tell_fields(scene, rng), **options}
 
 
-def mood(scene, rng):
-    fields = told(scene, rng)
-    return {**fields, "answer": fields["mood"]}
+def somebody_speaks(scene, rng):
+    """Yes and no are equally likely here; two of five stories of the world have speech."""
+    speech = rng.random() < 0.5
+    fields = tell_fields(replace(scene, speech=speech), rng)
+    return {**fields, "answer": yes_no(speech)}
 
 
 def feeling(scene, rng):
-    """The word for what the child felt in the end; endings with "not" or without such a word are told anew."""
-    def last_feelings(story):
-        last = re.findall(r"[\w-]+", sentences(story)[-1])
-        return [] if "not" in last else [word for word in last if word in words.GLAD + words.SORRY]
+    """The word for what the child felt in the end. Endings that do not say it are told anew."""
+    def says_it(story, fields):
+        return exercises.feelings_at_the_end(story)
 
-    fields = retell(scene, rng, lambda story, _: last_feelings(story))
-    return {**fields, "answer": last_feelings(fields["story"])[0]}
+    fields = tell_until(scene, rng, says_it)
+    return {**fields, **exercises.feeling(scene, fields, rng)}
 
 
 def count(what, scene, rng):
-    """How many sentences, or how often is the child (or the animal) named?"""
+    """How many sentences are there, or how often is the child (or the animal) named?"""
     number = rng.choice(COUNTS[what])
 
-    def tally(story, fields):
-        return len(sentences(story)) if what == "sentences" else len(mentions(fields[what], story))
+    def has_number(story, fields):
+        if what == "sentences":
+            return len(sentences(story)) == number
+        return len(find_word(fields[what], story)) == number
 
-    return {**retell(scene, rng, lambda story, fields: tally(story, fields) == number), "answer": str(number)}
+    return {**tell_until(scene, rng, has_number), "answer": str(number)}
+
+
+def event_of(sentence):
+    """The event that a sentence tells, as a form for a clause; None if it tells none."""
+    own = role_of(sentence)
+    for role, part, clause in EVENTS:
+        if role == own and part in sentence:
+            return clause
+    return None
 
 
 def first_event(scene, rng):
     """Which of two things happened first?"""
     def events(story, fields):
-        found = [next((clause for role, part, clause in EVENTS if role == ROLES.get(skeleton(line)) and part in line),
-                      None) for line in sentences(story)]
-        return [fill(clause, {**fields, "helper": scene.helper, "food": scene.food}) for clause in found if clause]
+        clauses = [event_of(line) for line in sentences(story)]
+        more = {"helper": scene.helper, "food": scene.food}
+        return [fill(clause, {**fields, **more}) for clause in clauses if clause]
 
-    fields = retell(scene, rng, lambda story, fields: len(events(story, fields)) > 1)
+    def has_two(story, fields):
+        return len(events(story, fields)) > 1
+
+    fields = tell_until(scene, rng, has_two)
     happened = events(fields["story"], fields)
-    earlier, later = (happened[i] for i in sorted(rng.sample(range(len(happened)), 2)))
-    return {**fields, **in_any_order(earlier, later, rng), "answer": earlier}
+    return {**fields, **which_first(happened, rng)}
+
+
+def which_first(items, rng):
+    """Two of the items in random order; the one that comes first is the answer."""
+    earlier, later = exercises.two_in_order(items, rng)
+    return first_of(earlier, later, rng)
+
+
+def first_of(earlier, later, rng):
+    """Two options in random order; the earlier one is the answer."""
+    options = exercises.two_options(earlier, later, rng)
+    return {**options, "earlier": earlier, "later": later, "answer": earlier}
 
 
 def first_named(scene, rng):
     """Which of two words comes first in the text?"""
     kinds = rng.sample(rng.choice(PAIRS), 2)
-    first, second = (getattr(scene, kind).split()[-1] for kind in kinds)
+    words = [getattr(scene, kind).split()[-1] for kind in kinds]
 
-    def in_order(story, _):
-        places = [mentions(word, story) for word in (first, second)]
-        return all(places) and places[0][0].start() < places[1][0].start()
+    def in_order(story, fields):
+        first, second = (find_word(word, story) for word in words)
+        if not first or not second:
+            return False
+        return first[0].start() < second[0].start()
 
-    earlier, later = ({"name": scene.name, "place": scene.place}.get(kind, f"the {getattr(scene, kind)}")
-                      for kind in kinds)
-    return {**retell(scene, rng, in_order), **in_any_order(earlier, later, rng), "answer": earlier}
-
-
-def sort_sentences(scene, rng):
-    """In which order do two sentences stand in the story: "A, B" or "B, A"?"""
-    fields = told(scene, rng)
-    parts = sentences(fields["story"])
-    earlier, later = (parts[i] for i in sorted(rng.sample(range(len(parts)), 2)))
-    options = in_any_order(earlier, later, rng)
-    return {**fields, **options, "answer": "A, B" if options["one"] == earlier else "B, A"}
-
-
-def in_any_order(earlier, later, rng):
-    one, two = rng.sample((earlier, later), 2)
-    return {"one": one, "two": two, "earlier": earlier, "later": later}
+    named = [exercises.name_of(kind, scene) for kind in kinds]
+    fields = tell_until(scene, rng, in_order)
+    return {**fields, **first_of(*named, rng)}
 
 
 def change(kind, scene, rng):
     """The beginning of the story with another name, animal or colour: two scenes told with the same choices."""
-    seed, new = rng.random(), another(kind, scene, rng)
-    stories = [tell(version, random.Random(seed)) for version in (scene, replace(scene, **{kind: new}))]
-    passage, answer = (" ".join(sentences(story)[:PASSAGE]) for story in stories)
-    return {**known(scene, stories[0]), "passage": passage, "old": getattr(scene, kind), "new": new,
-            "an_old": phrase(kind, getattr(scene, kind)), "a_new": phrase(kind, new), "answer": answer}
+    seed, new = rng.random(), draw_other(kind, scene, rng)
+    old = getattr(scene, kind)
+    stories = [
+        tell(version, random.Random(seed))
+        for version in (scene, replace(scene, **{kind: new}))
+    ]
+    passage, answer = (
+        " ".join(sentences(story)[:PASSAGE]) for story in stories
+    )
+    return {
+        **scene_fields(scene, stories[0]),
+        "passage": passage,
+        "old": old,
+        "new": new,
+        "an_old": answer_phrase(kind, old),
+        "a_new": answer_phrase(kind, new),
+        "answer": answer,
+    }
 
 
-def missing_word(scene, rng):
-    """A story with ___ for a word that it has elsewhere too."""
-    fields = told(scene, rng)
-    again = [mentions(fields[kind], fields["story"])[1:] for kind in ("name", "animal", "object", "colour")
-             if fields[kind] not in VERBS]
-    gap = rng.choice(rng.choice([found for found in again if found]))
-    return {**fields, "gapped": fields["story"][:gap.start()] + "___" + fields["story"][gap.end():], "answer": gap[0]}
+def missing_word(scene, fields, rng):
+    """A story with ___ for a word that it also has before the gap."""
+    repeated = []
+    for kind in ("name", "animal", "object", "colour"):
+        found = find_word(fields[kind], fields["story"])[1:]
+        if found and fields[kind] not in VERBS:
+            repeated.append(found)
+    gap = rng.choice(rng.choice(repeated))
+    gapped = exercises.put_gap(fields["story"], gap)
+    return {"gapped": gapped, "answer": gap[0]}
 
 
-def finish_fact(scene, rng):
-    fields = told(scene, rng)
-    _, stem, answer = fact(rng.choice(tuple(FACTS)), fields)
-    return {**fields, "stem": stem, "answer": answer}
+def story_from_facts(scene, fields, rng):
+    lines = [f"{label}: {fields[key]}" for label, key in FACT_LINES.items()]
+    mixed = rng.sample(lines, len(lines))
+    return {"facts": "\n".join(mixed), "answer": fields["story"]}
 
 
-def last_sentence(scene, rng):
-    fields = told(scene, rng)
-    parts = sentences(fields["story"])
-    return {**fields, "beginning": " ".join(parts[:-1]), "answer": parts[-1]}
-
-
-def written(form, scene, rng):
-    """A text of a fixed form that is filled with the facts: a summary, a title, the story itself."""
-    fields = told(scene, rng)
-    return {**fields, "answer": fill(form, fields)}
-
-
-def question_for_answer(scene, rng):
-    """An answer is given: what was the question?"""
-    fields = told(scene, rng)
-    question, _, given = fact(rng.choice(tuple(FACTS)), fields)
-    return {**fields, "fact": given, "answer": question}
-
-
-def story_from_facts(scene, rng):
-    fields = told(scene, rng)
-    lines = [f"{label}: {fields[key]}" for label, key in (
-        ("child", "name"), ("animal", "animal"), ("thing", "thing"), ("place", "place"), ("trouble", "trouble"),
-        ("end", "mood"))]
-    return {**fields, "facts": "\n".join(rng.sample(lines, len(lines))), "answer": fields["story"]}
-
-
-# task -> (cluster, its fields from a scene)
-TASKS = {
-    **{kind: ("lookup", partial(look_up, kind)) for kind in ("who", "where", "animal", "thing", "colour")},
-    "what_went_wrong": ("lookup", partial(look_up, "trouble")),
-    "ended_well": ("yes_no", ended_well), "is_animal": ("yes_no", partial(is_it, "animal")),
-    "is_colour": ("yes_no", partial(is_it, "colour")), "somebody_speaks": ("yes_no", somebody_speaks),
-    **{f"{kind}_or": ("choice", partial(either, kind)) for kind in ("animal", "colour", "place")},
-    "mood": ("sentiment", mood), "feeling": ("sentiment", feeling),
-    **{f"count_{what}": ("counting", partial(count, what)) for what in COUNTS},
-    "first_event": ("ordering", first_event), "first_named": ("ordering", first_named),
-    "sort_sentences": ("ordering", sort_sentences),
-    **{f"change_{kind}": ("rewriting", partial(change, kind)) for kind in ("name", "colour", "animal")},
-    "missing_word": ("completion", missing_word), "finish_fact": ("completion", finish_fact),
-    "last_sentence": ("completion", last_sentence),
-    "summary": ("summarising", partial(written, SUMMARY)),
-    "title": ("summarising", partial(written, "{name} and the {thing}")),
-    "key_facts": ("summarising", partial(written, "{name}, {an_animal}, {a_thing}, {place}")),
-    **{task: ("generation", partial(written, "{story}")) for task in (
-        "story_child_animal", "story_ending", "story_thing_place")},
-    "question_for_answer": ("inversion", question_for_answer), "story_from_facts": ("inversion", story_from_facts),
-    "request_for_story": ("inversion", partial(written, REQUEST)),
+# Cluster -> task -> its fields from a scene.
+CLUSTERS = {
+    "lookup": {
+        "who": about_story(look_up("who")),
+        "where": about_story(look_up("where")),
+        "animal": about_story(look_up("animal")),
+        "thing": about_story(look_up("thing")),
+        "colour": about_story(look_up("colour")),
+        "what_went_wrong": about_story(look_up("trouble")),
+    },
+    "yes_no": {
+        "ended_well": about_story(exercises.ended_well),
+        "is_animal": partial(is_it, "animal"),
+        "is_colour": partial(is_it, "colour"),
+        "somebody_speaks": somebody_speaks,
+    },
+    "choice": {
+        "animal_or": partial(either, "animal"),
+        "colour_or": partial(either, "colour"),
+        "place_or": partial(either, "place"),
+    },
+    "sentiment": {
+        "mood": about_story(write("{mood}")),
+        "feeling": feeling,
+    },
+    "counting": {
+        "count_sentences": partial(count, "sentences"),
+        "count_name": partial(count, "name"),
+        "count_animal": partial(count, "animal"),
+    },
+    "ordering": {
+        "first_event": first_event,
+        "first_named": first_named,
+        "sort_sentences": about_story(exercises.sort_sentences),
+    },
+    "rewriting": {
+        "change_name": partial(change, "name"),
+        "change_colour": partial(change, "colour"),
+        "change_animal": partial(change, "animal"),
+    },
+    "completion": {
+        "missing_word": about_story(missing_word),
+        "finish_fact": about_story(exercises.finish_fact),
+        "last_sentence": about_story(exercises.last_sentence),
+    },
+    "summarising": {
+        "summary": about_story(write(exercises.SUMMARY)),
+        "title": about_story(write(exercises.TITLE)),
+        "key_facts": about_story(write(exercises.KEY_FACTS)),
+    },
+    "generation": {
+        "story_child_animal": about_story(write("{story}")),
+        "story_ending": about_story(write("{story}")),
+        "story_thing_place": about_story(write("{story}")),
+    },
+    "inversion": {
+        "question_for_answer": about_story(exercises.question_for_answer),
+        "story_from_facts": about_story(story_from_facts),
+        "request_for_story": about_story(write(REQUEST)),
+    },
 }
+# Task -> (its cluster, its fields from a scene).
+TASKS = {}
+for _cluster, _tasks in CLUSTERS.items():
+    for _name, _fields_of in _tasks.items():
+        TASKS[_name] = _cluster, _fields_of
 
 
 def world_rows(n, seed, split="train", tasks=tuple(TASKS)):
@@ -214,14 +280,22 @@ def world_rows(n, seed, split="train", tasks=tuple(TASKS)):
 
     seed: other seeds, other scenes; no scene is in two splits. Raises MiniftError for a task that there is not.
     """
-    unknown = [task for task in tasks if task not in TASKS]
-    if unknown or not tasks:
-        raise MiniftError(f"no task {unknown[0]!r} about the world; there are {', '.join(TASKS)}" if unknown else
-                          f"no task was named; there are {', '.join(TASKS)}")
+    known = f"there are {', '.join(TASKS)}"
+    if not tasks:
+        raise MiniftError(f"no task was named; {known}")
+    for task in tasks:
+        if task not in TASKS:
+            raise MiniftError(f"no task {task!r} about the world; {known}")
     rng = random.Random(f"world_tasks/{split}/{seed}")
     rows = []
     for i, scene in enumerate(draw_scenes(n, f"world_tasks/{seed}", split)):
         task = tasks[i % len(tasks)]
-        cluster, fields = TASKS[task]
-        rows.append({"task": task, "cluster": cluster, "fields": fields(scene, rng), "id": f"world-{split}-{seed}-{i}"})
+        cluster, fields_of = TASKS[task]
+        row = {
+            "task": task,
+            "cluster": cluster,
+            "fields": fields_of(scene, rng),
+            "id": f"world-{split}-{seed}-{i}",
+        }
+        rows.append(row)
     return rows
