@@ -246,6 +246,19 @@ def test_adapters_of_gpt2_may_be_conv1d(tmp_path, read_adapter=adapter_file.read
         read_adapter(tmp_path)
 
 
+def test_an_adapter_that_is_no_adapter(tmp_path, save_adapter=adapter.save_adapter, load_adapter=adapter.load_adapter):
+    """An adapter with NaN is not written; a list in place of the config is refused."""
+    model = lora.add_lora(LanguageModel(LLAMA_LIKE), 2, 4)
+    save_adapter(model, tmp_path / "good")
+    model.body.layers[1].attn.k_proj.lora_B.data[0, 0] = float("inf")
+    with pytest.raises(MiniftError, match="k_proj.lora_B.weight holds NaN or infinity"):
+        save_adapter(model, tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+    (tmp_path / "good" / "adapter_config.json").write_text("[1]", encoding="utf-8")
+    with pytest.raises(MiniftError, match="does not describe a LoRA adapter"):
+        load_adapter(LanguageModel(LLAMA_LIKE), tmp_path / "good")
+
+
 def test_settings_must_be_the_same_in_all_layers(tmp_path, save_adapter=adapter.save_adapter):
     """A file has one rank, one alpha and one dropout."""
     for name, value in (("rank", 3), ("alpha", 5.0)):

@@ -99,7 +99,7 @@ def match_contents(model, tensors, rank, path, family):
     check_shapes(tensors, shapes, path)
     check_finite(tensors, path)
     if not targets:
-        raise MiniftError(f"{path} does not fit this model: it has no LoRA for any of its layers")
+        raise MiniftError(f"{path} does not fit this model: no LoRA for any of its layers")
     if tied and not torch.equal(tensors[embed], tensors[output]):
         raise MiniftError(f"{path}: {output} is not {embed}, but the model has one matrix for both (PEFT's "
                           "ensure_weight_tying)")

@@ -148,7 +148,7 @@ def read_adapter(path):
         if not isinstance(value, kind):
             raise MiniftError(f"{file}: {key} is {value!r}; expected a number")
         if metadata.get(key, value) != value:
-            raise MiniftError(f"{path} has the files of two different adapters; save or copy the folder again")
+            raise MiniftError(f"{path} has the files of two different adapters; copy the folder again")
 
     rank, alpha = config["r"], config["lora_alpha"]
     if config.get("use_rslora"):

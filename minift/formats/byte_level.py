@@ -3,7 +3,8 @@
 Two conventions (Radford et al. 2019, GPT-2). A token is bytes, but a file is text, so each byte is written as one
 character that prints. And a file lists the merges, in the order in which they were learned. Our ranks (bytes of a token
 -> id, tiktoken's form) have no such list: there, of all neighbours that can be merged, those are merged whose token has
-the lowest id. That is the same when ids follow the order of the merges, and `make_ranks` checks it.
+the lowest id. That is the same when ids follow the order of the merges, and `make_ranks` checks it. Left out:
+vocabularies in another order, which would need their list of merges to be kept.
 """
 
 from minift.formats.settings import Unreadable
@@ -31,10 +32,13 @@ def make_ranks(vocab, merges, special, whole_pieces):
     long = {i for token, i in tokens.items() if len(token) > 1}
     if merged != sorted(merged) or not (whole_pieces or long <= set(merged)):
         raise Unreadable("its ids are not in the order of its merges")
+    ranks = {}
     try:
-        return {bytes(BYTES[letter] for letter in token): i for token, i in tokens.items()}
+        for token, i in tokens.items():
+            ranks[bytes(BYTES[letter] for letter in token)] = i
     except KeyError as error:
         raise Unreadable(f"its vocabulary is not one of bytes (it has {error})") from error
+    return ranks
 
 
 def find_merges(ranks):

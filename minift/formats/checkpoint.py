@@ -97,7 +97,7 @@ def read_config(file):
     """The contents of our config.json; MiniftError when it is damaged or of a newer version."""
     config = files.read_json(file)
     if not isinstance(config, dict) or config.get("format") != "minift-model":
-        raise MiniftError(f"{file} is corrupted: expected an object whose format is minift-model")
+        raise MiniftError(f"{file} is corrupted: expected an object of the format minift-model")
     if config.get("version") != files.VERSION:
         raise MiniftError(f"{file} has version {config.get('version')}, not {files.VERSION}; update minift")
     return config

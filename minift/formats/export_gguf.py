@@ -17,7 +17,7 @@ def export_gguf(model, tokenizer, path):
     """Write the file. tokenizer: may be None. MiniftError: not a Llama, an adapter that is not merged, a NaN."""
     gguf, path = gguf_file.import_gguf(path), Path(path)
     if type(model) is not LanguageModel or family_config.find_family(model.config) != "llama":
-        raise MiniftError("only a decoder that is built like Llama can be written as a .gguf file")
+        raise MiniftError("only a decoder built like Llama can be written as a .gguf file")
     tensors = make_tensors(model)
     weights.check_model(tensors, tokenizer, model.config, "the model to export, in 16 bits")
     temporary = path.with_name(f".{path.name}.tmp")
@@ -68,7 +68,7 @@ def add_sizes(writer, config):
 def add_tokenizer(writer, tokenizer, vocab_size):
     """Tokens, merges and roles; ids without a token get a name that nothing produces."""
     if tokenizer.kind.startswith("wordpiece"):
-        raise MiniftError("a .gguf file of a decoder has no WordPiece tokenizer; export as a Hugging Face folder")
+        raise MiniftError("a .gguf file has no WordPiece tokenizer; export a Hugging Face folder")
     tokens = [f"<unused {i}>" for i in range(vocab_size)]
     kinds = [gguf_file.UNUSED] * vocab_size
     for token, i in tokenizer.ranks.items():

@@ -121,7 +121,7 @@ def download(name):
 def open_folder(path):
     """A Hugging Face folder."""
     if not (path / "config.json").exists():
-        raise MiniftError(f"{path} has no config.json, so it is not the folder of a model")
+        raise MiniftError(f"{path} has no config.json, so it is no model folder")
     config = read_json(path / "config.json")
     family, sizes, tied = family_config.read_config(config, path / "config.json")
     return Opened(path, family, sizes, tied, open_tensors(path, family), vocabulary.read_tokenizer(path, config))
@@ -130,7 +130,7 @@ def open_folder(path):
 def open_file(path):
     """A .gguf file."""
     if path.suffix != ".gguf":
-        raise MiniftError(f"{path} is a file; expected the folder of a model, or a .gguf file")
+        raise MiniftError(f"{path} is a file; expected a folder, or a .gguf file")
     fields, tensors = gguf_file.open_gguf(path)
     sizes, tied = gguf_file.read_sizes(fields, tensors, path)
     # The config has these now.

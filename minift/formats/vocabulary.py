@@ -132,7 +132,7 @@ def find_pattern(pre_tokenizer):
     if not by_gpt2 and kinds == ["Split", "ByteLevel"] and "Regex" in steps[0]["pattern"]:
         require("its pre_tokenizer", steps[0], {"behavior": "Isolated", "invert": (False, None)})
         return steps[0]["pattern"]["Regex"]
-    raise Unreadable(f"its pre_tokenizer has the steps {kinds}, which minift does not know")
+    raise Unreadable(f"its pre_tokenizer has the steps {kinds}, unknown to minift")
 
 
 # ---- from a .gguf file ----
@@ -180,7 +180,8 @@ def make_bpe(ranks, special, pattern, eos_id, pad_id, template, bos):
     roles = {"<pad>": pad_id, "<eos>": eos_id}
     roles = {role: i for role, i in roles.items() if special.get(role) != i}
     complete = all(bytes([byte]) in ranks for byte in range(256))
-    return Tokenizer(ranks, special, pattern, kind="bpe" if complete else "bpe-lossy", roles=roles, chat=chat)
+    kind = "bpe" if complete else "bpe-lossy"
+    return Tokenizer(ranks, special, pattern, kind=kind, roles=roles, chat=chat)
 
 
 def choose_pad(names, eos_id):
@@ -200,4 +201,5 @@ def make_wordpiece(vocab, lower):
     special = {name: vocab[name] for name in sorted(set(ROLES.values()))}
     ranks = {wordpiece.token_bytes(token): i for token, i in vocab.items() if token not in special}
     roles = {role: special[name] for role, name in ROLES.items()}
-    return Tokenizer(ranks, special, kind="wordpiece" if lower else "wordpiece-cased", roles=roles, chat=None)
+    kind = "wordpiece" if lower else "wordpiece-cased"
+    return Tokenizer(ranks, special, kind=kind, roles=roles, chat=None)
