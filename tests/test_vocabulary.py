@@ -249,7 +249,7 @@ def test_merges_are_those_that_were_learned(find_merges=byte_level.find_merges, 
 
 def test_a_token_that_no_merge_makes(find_merges=byte_level.find_merges):
     """A token whose parts are no tokens, or whose merges come after it, has no merge in the list."""
-    ranks = {b"a": 0, b"b": 1, b"c": 2, b"abc": 3, b"ab": 4, b"ax": 5, b"abca": 6}
+    ranks = {b"a": 0, b"b": 1, b"c": 2, b"abc": 3, b"ab": 4, b"ax": 5, b"abca": 6, b"d": 7, b"dbc": 8, b"dbca": 9}
     assert list(find_merges(ranks)) == [("a", "b"), ("abc", "a")]
 
 
