@@ -61,11 +61,8 @@ def harbour_entry(rng):
     origin, goal, missed = (rng.choice(HARBOUR["ports"]) for _ in range(3))
     form = rng.choice(HARBOUR["forms"])
     event = form.format(
-        ship=f"the {vessel} {ship}",
-        cargo=cargo,
-        origin=origin,
-        goal=goal,
-        missed=missed,
+        ship=f"the {vessel} {ship}", cargo=cargo,
+        origin=origin, goal=goal, missed=missed,
     )
     remark = rng.choice(HARBOUR["remarks"])
     return f"Harbour log. Wind {wind}, {strength}. {event} {remark}"

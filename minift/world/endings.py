@@ -32,12 +32,8 @@ def sample_endings(model, tokenizer, beginnings, *, max_new_tokens=48, seed=0, b
     """What the model writes after each beginning, at temperature 1: dicts of prompt_ids, response_ids, text."""
     prompts = [tokenizer.encode(text) for text in beginnings]
     responses = sample_responses(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        seed=seed,
+        model, tokenizer, prompts,
+        max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed,
     )
     return [
         {

@@ -125,12 +125,8 @@ def judge(story, scene):
     """
     parts = sentences(story)
     roles = tuple(role_of(part) for part in parts)
-    wanted = (
-        scene.name,
-        f" {scene.animal}",
-        f" {scene.object}",
-        f" {scene.thing}",
-    )
+    things = (scene.animal, scene.object, scene.thing)
+    wanted = [scene.name, *(f" {thing}" for thing in things)]
     asked = sum(text in story for text in wanted) / 4
     whole = share_of_whole(roles)
     happy = roles[-1:] == ("happy",)

@@ -23,7 +23,7 @@ from minift.world.facts import (
 from minift.world.rubric import VERBS, role_of, sentences
 from minift.world.scenes import draw_scenes, tell, with_articles
 
-# Each number is equally likely.
+# What is counted -> the numbers that are asked for, each equally likely.
 COUNTS = {
     "sentences": (5, 6, 7, 8, 9),
     "name": (2, 3, 4, 5),
@@ -136,13 +136,8 @@ def first_event(scene, rng):
 
     fields = tell_until(scene, rng, has_two)
     happened = events(fields["story"], fields)
-    return {**fields, **which_first(happened, rng)}
-
-
-def which_first(items, rng):
-    """Two of the items in random order; the one that comes first is the answer."""
-    earlier, later = exercises.two_in_order(items, rng)
-    return first_of(earlier, later, rng)
+    earlier, later = exercises.two_in_order(happened, rng)
+    return {**fields, **first_of(earlier, later, rng)}
 
 
 def first_of(earlier, later, rng):
