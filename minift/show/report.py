@@ -14,58 +14,8 @@ from minift.core.files import read_bytes, write_text
 from minift.errors import MiniftError
 from minift.show.pictures import code, visible
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --faint: #59636e; --paper: #fff; --card: #f4f6f8; --line: #d4d9de;
-        --link: #0a5aa0; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e8ec; --faint: #9aa5b0; --paper: #15181c; --card: #1f2429; --line: #3a424a; --link: #79b8f3; }
-}
-body { max-width: 60rem; margin: 0 auto; padding: 2rem 1.2rem 4rem; background: var(--paper); color: var(--ink);
-       font: 1rem/1.55 system-ui, sans-serif; }
-h1 { line-height: 1.2; margin: 0 0 0.6rem; }
-h2 { line-height: 1.3; margin: 2.6rem 0 0.6rem; padding-top: 0.8rem; border-top: 1px solid var(--line); }
-a { color: var(--link); }
-.lead { font-size: 1.12rem; white-space: pre-line; }
-.sentence { white-space: pre-line; }
-nav { margin: 1.6rem 0; padding: 0.8rem 1.2rem; background: var(--card); border-radius: 0.5rem; }
-nav ul { list-style: none; columns: 16rem; margin: 0; padding: 0; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.35rem 0.9rem 0.35rem 0; border-bottom: 1px solid var(--line); text-align: left;
-         vertical-align: top; }
-th { color: var(--faint); font-weight: 600; }
-.number { text-align: right; white-space: nowrap; }
-figure { margin: 1.2rem 0; }
-figcaption { color: var(--faint); font-size: 0.9rem; margin-bottom: 0.2rem; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 0.3rem; }
-pre { margin: 0; padding: 0.7rem 0.9rem; background: var(--card); border-radius: 0.4rem; white-space: pre-wrap;
-      overflow-wrap: anywhere; font: 0.9rem/1.5 ui-monospace, monospace; }
-@media print {
-  :root { --ink: #000; --faint: #444; --paper: #fff; --card: #fff; --line: #aaa; --link: #000; }
-  body { max-width: none; padding: 0; font-size: 10pt; }
-  nav { display: none; }
-  h2 { break-after: avoid; }
-  figure, tr { break-inside: avoid; }
-  .wide { overflow: visible; }
-  b { print-color-adjust: exact; }
-  pre { border: 1px solid var(--line); }
-}
-"""
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
+# A page with {{title}} and {{body}} to be filled in.
+PAGE = Path(__file__).with_name("report.html")
 
 
 @dataclass(frozen=True)
@@ -94,7 +44,8 @@ def write_report(path, title, lead, sections, table=None):
     links = [f'<li><a href="#section-{i}">{html(section.title)}</a></li>' for i, section in enumerate(sections, 1)]
     parts.append(f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>')
     parts += [section_html(section, i) for i, section in enumerate(sections, 1)]
-    write_text(path, PAGE.format(title=html(title), style=STYLE, body="\n".join(parts)))
+    page = PAGE.read_text(encoding="utf-8").replace("{{title}}", html(title))
+    write_text(path, page.replace("{{body}}", "\n".join(parts)))
 
 
 def section_html(section, number):

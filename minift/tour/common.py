@@ -40,7 +40,7 @@ class Settings:
     sft_steps: int = 170
     sft_batch: int = 32
     sft_lr: float = 1e-3
-    # held-out questions.
+    # Held-out questions.
     n_answers: int = 240
     # Prompts with two sampled answers each.
     n_pairs: int = 1000
@@ -52,7 +52,7 @@ class Settings:
     dpo_epochs: int = 2
     dpo_lr: float = 1.5e-4
     dpo_beta: float = 0.2
-    # held-out prompts of the comparison.
+    # Held-out prompts of the comparison.
     n_prompts: int = 120
     # Longest story.
     story_tokens: int = 144
@@ -93,9 +93,8 @@ class Tour:
         """(model, tokenizer) that a stage has saved under `name`; "base" and "pretrained encoder" come with minift."""
         path = {"base": self.base, "pretrained encoder": self.encoder}.get(name, self.out / name)
         if not path.exists():
-            raise MiniftError(
-                f"the tour needs {path}, which an earlier stage makes; run that stage too, or the whole tour"
-            )
+            raise MiniftError(f"the tour needs {path}, which an earlier stage makes; run that stage too, or the whole "
+                              "tour")
         return load_model(path)
 
     def picture(self, name):
@@ -112,10 +111,11 @@ class Result:
     measures: dict
     # The stage's row in the closing table.
     row: dict
-    texts: list = field(default_factory=list)  # (label, text): samples
+    # Samples: (label, text).
+    texts: list = field(default_factory=list)
     # A small table of the stage's own.
     rows: list = field(default_factory=list)
-    # paths.
+    # The paths of the stage's pictures.
     pictures: list = field(default_factory=list)
     seconds: float = 0.0
 
@@ -143,20 +143,15 @@ def response_kl(model, reference, answers, pad_id, batch_size=32):
     """
     sums = []
     for part in chunks(answers, batch_size):
-        rows = [
-            {
-                "input_ids": a.prompt_ids + a.response_ids,
-                "labels": make_labels(
-                    a.prompt_ids + a.response_ids, [False] * len(a.prompt_ids) + [True] * len(a.response_ids)
-                ),
-            }
-            for a in part
-        ]
+        rows = []
+        for answer in part:
+            ids = answer.prompt_ids + answer.response_ids
+            written = [False] * len(answer.prompt_ids) + [True] * len(answer.response_ids)
+            rows.append({"input_ids": ids, "labels": make_labels(ids, written)})
         batch = collate(rows, pad_id)
-        gap = model(batch["input_ids"], batch["attention_mask"]) - reference(
-            batch["input_ids"], batch["attention_mask"]
-        )
-        sums += masked_sum(gap, batch["labels"][:, 1:] != IGNORE_INDEX, dim=1).tolist()  # (B,)
+        inputs = batch["input_ids"], batch["attention_mask"]
+        gap = model(*inputs) - reference(*inputs)                                   # (B, T-1)
+        sums += masked_sum(gap, batch["labels"][:, 1:] != IGNORE_INDEX, dim=1).tolist()
     return sums
 
 

@@ -7,50 +7,42 @@ from minift.text.chat import encode_chat
 from minift.tour.common import read_history, smooth
 
 
+def points(rows, key, x="step"):
+    """(x values, y values) of the rows that have the key: a curve for show.curves."""
+    rows = [row for row in rows if key in row]
+    return [row[x] for row in rows], [row[key] for row in rows]
+
+
 def draw_base(tour):
     """How the loss fell while the base was made: its own committed log."""
-    fig, axes = show.figure()
     log = read_history(tour.base / "log.jsonl")
-    show.curves(
-        axes,
-        {
-            "training loss": ([r["step"] for r in log], [r["loss"] for r in log]),
-            "held-out stories": ([r["step"] for r in log if "valid_stories_loss" in r],
-                                 [r["valid_stories_loss"] for r in log if "valid_stories_loss" in r]),
-        },
-        xlabel="step of pre-training",
-        ylabel="loss (nats per token)",
-        title="How the base was made",
-    )
+    series = {"training loss": points(log, "loss"), "held-out stories": points(log, "valid_stories_loss")}
+    fig, axes = show.figure()
+    show.curves(axes, series, xlabel="step of pre-training", ylabel="loss (nats per token)",
+                title="How the base was made")
     show.save(fig, tour.picture("base"))
 
 
 def draw_continued(tour, plain, with_replay):
     """Perplexity of both domains over the steps, without and with replay."""
+    runs = {"new text only": plain, f"{tour.settings.replay_share:.0%} old text replayed": with_replay}
     fig, axes = show.figure(1, 2)
     for axis, key, title in zip(axes, ("new", "old"), ("new domain: notices", "old domain: stories")):
-        show.curves(
-            axis,
-            {
-                label: ([r["step"] for r in run], [perplexity(r[f"{key}_loss"], 1) for r in run])
-                for label, run in (("new text only", plain),
-                                   (f"{tour.settings.replay_share:.0%} old text replayed", with_replay))
-            },
-            xlabel="step",
-            ylabel="perplexity (held-out)",
-            title=title,
-            log=True,
-        )
+        series = {}
+        for label, run in runs.items():
+            steps, losses = points(run, f"{key}_loss")
+            series[label] = steps, [perplexity(loss, 1) for loss in losses]
+        show.curves(axis, series, xlabel="step", ylabel="perplexity (held-out)", title=title, log=True)
     show.save(fig, tour.picture("continued"))
 
 
 def draw_lora(tour, measures, lora_loss, full):
     """The loss that LoRA and full fine-tuning reach, and the memory that training takes beside the weights."""
+    losses = [full["new_loss_before"], lora_loss, full["new_loss"]]
+    memory = [measures["lora_training_megabytes"], measures["full_training_megabytes"]]
     fig, axes = show.figure(1, 2)
-    show.bars(axes[0], ["base", "LoRA", "full"], [full["new_loss_before"], lora_loss, full["new_loss"]],
-              ylabel="loss on the new domain (nats per token)")
-    show.bars(axes[1], ["LoRA", "full"], [measures["lora_training_megabytes"], measures["full_training_megabytes"]],
-              ylabel="gradients and AdamW's state (MB)")
+    show.bars(axes[0], ["base", "LoRA", "full"], losses, ylabel="loss on the new domain (nats per token)")
+    show.bars(axes[1], ["LoRA", "full"], memory, ylabel="gradients and AdamW's state (MB)")
     show.save(fig, tour.picture("lora"))
 
 
@@ -68,10 +60,10 @@ def draw_sft(tour, tokenizer, rows, history):
 
 def draw_preferences(tour, gaps):
     """How much better, in gold points, the chosen stories are than the rejected ones."""
-    fig, axes = show.figure()
     whole = [round(gap) for gap in gaps]
-    points = range(min(whole), max(whole) + 1)
-    show.bars(axes, [f"{point:+d}" for point in points], [whole.count(point) for point in points], ylabel="pairs",
+    scale = range(min(whole), max(whole) + 1)
+    fig, axes = show.figure()
+    show.bars(axes, [f"{gap:+d}" for gap in scale], [whole.count(gap) for gap in scale], ylabel="pairs",
               title="Gold score of the chosen story minus that of the rejected one (points)")
     show.save(fig, tour.picture("preferences"))
 
@@ -81,53 +73,48 @@ def draw_reward(tour, history, curve):
     fig, axes = show.figure(1, 2)
     show.curves(axes[0], {"training loss": smooth(history, "loss")}, xlabel="step",
                 ylabel="Bradley-Terry loss (nats a pair, mean of 8 steps)", title="Reward model")
-    show.reliability(axes[1], [point["confidence"] for point in curve], [point["accuracy"] for point in curve],
-                     [point["count"] for point in curve])
+    columns = ([point[key] for point in curve] for key in ("confidence", "accuracy", "count"))
+    show.reliability(axes[1], *columns)
     show.save(fig, tour.picture("reward"))
 
 
 def draw_ppo(tour, rows):
     """PPO's eight curves: what is wanted, what it costs, and how the optimization fares."""
-    fig, axes = show.figure(2, 4)
     labels = {"gold": "gold score (0 to 10)", "score": "learned score", "kl": "KL to SFT (nats a response)",
               "entropy": "entropy (nats a token)", "response_length": "response length (tokens)",
               "clip_fraction": "clip fraction", "explained_variance": "explained variance",
               "eos_share": "ended by <eos>"}
+    fig, axes = show.figure(2, 4)
     for axis, (key, label) in zip(axes.flat, labels.items()):
-        show.curves(axis, {label: ([row["iteration"] for row in rows], [row[key] for row in rows])}, xlabel="iteration",
-                    ylabel=label)
+        show.curves(axis, {label: points(rows, key, "iteration")}, xlabel="iteration", ylabel=label)
     show.save(fig, tour.picture("ppo"))
 
 
 def draw_dpo(tour, history, seen):
     """DPO's loss, margin and log-probabilities while it trains, and what its samples are worth."""
+    panels = [
+        ("DPO loss (nats, mean of 8 steps)", {"loss": smooth(history, "loss")}),
+        ("margin of implicit rewards (nats)", {"margin": smooth(history, "margin")}),
+        ("log p of the response (nats)", {"chosen": smooth(history, "chosen_logprobs"),
+                                          "rejected": smooth(history, "rejected_logprobs")}),
+        ("sampled stories", {"gold score": points(seen, "gold"), "KL (nats)": points(seen, "kl")}),
+    ]
     fig, axes = show.figure(1, 4)
-    show.curves(axes[0], {"loss": smooth(history, "loss")}, xlabel="step", ylabel="DPO loss (nats, mean of 8 steps)")
-    show.curves(
-        axes[1], {"margin": smooth(history, "margin")}, xlabel="step", ylabel="margin of implicit rewards (nats)"
-    )
-    show.curves(axes[2],
-                {"chosen": smooth(history, "chosen_logprobs"), "rejected": smooth(history, "rejected_logprobs")},
-                xlabel="step", ylabel="log p of the response (nats)")
-    show.curves(
-        axes[3],
-        {"gold score": ([row["step"] for row in seen], [row["gold"] for row in seen]),
-         "KL (nats)": ([row["step"] for row in seen], [row["kl"] for row in seen])},
-        xlabel="step",
-        ylabel="sampled stories",
-    )
+    for axis, (label, series) in zip(axes, panels):
+        show.curves(axis, series, xlabel="step", ylabel=label)
     show.save(fig, tour.picture("dpo"))
 
 
 def draw_comparison(tour, rows):
     """Gold score of all models with intervals, and how far the tuned ones are from SFT."""
+    def bars(axis, rows, key, label, ends=None):
+        show.bars(axis, [row["model"] for row in rows], [row[key] for row in rows], ends, ylabel=label)
+
     fig, axes = show.figure(1, 2)
     ends = [(row["95 % from"], row["to"]) for row in rows]
-    show.bars(axes[0], [row["model"] for row in rows], [row["gold score"] for row in rows], ends,
-              ylabel="gold score, 95 % interval")
+    bars(axes[0], rows, "gold score", "gold score, 95 % interval", ends)
     tuned = [row for row in rows if row["model"] != "base"]
-    show.bars(axes[1], [row["model"] for row in tuned], [row["KL to SFT (nats)"] for row in tuned],
-              ylabel="KL to SFT (nats a response)")
+    bars(axes[1], tuned, "KL to SFT (nats)", "KL to SFT (nats a response)")
     show.save(fig, tour.picture("comparison"))
 
 
@@ -140,9 +127,11 @@ def draw_blanks(tour, tokenizer, rows, masks):
 
 def draw_encoder(tour, curve, counts, labels):
     """Accuracy against the number of labels, four ways, and which classes the probe takes for which."""
+    sizes = tour.settings.label_sizes
+    series = {way: (list(found), list(found.values())) for way, found in curve.items()}
     fig, axes = show.figure(1, 2, width=11, height=4.4)
-    show.curves(axes[0], {way: (list(points), list(points.values())) for way, points in curve.items()},
-                xlabel="labelled stories (log axis)", ylabel="accuracy (held-out stories)", title="What went wrong?")
-    log_labels(axes[0], tour.settings.label_sizes)
-    show.confusion(axes[1], counts, labels, title=f"the probe with {tour.settings.label_sizes[1]} labels")
+    show.curves(axes[0], series, xlabel="labelled stories (log axis)", ylabel="accuracy (held-out stories)",
+                title="What went wrong?")
+    log_labels(axes[0], sizes)
+    show.confusion(axes[1], counts, labels, title=f"the probe with {sizes[1]} labels")
     show.save(fig, tour.picture("encoder"))
