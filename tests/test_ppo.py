@@ -109,7 +109,7 @@ def test_nothing_leaks_into_gae_from_the_padding(gae=ppo.gae):
 def test_discounts_outside_0_and_1(gae=ppo.gae):
     """gamma and lam must lie between 0 and 1."""
     for gamma, lam in ((1.1, 0.9), (-0.1, 0.9), (1.0, 1.5), (1.0, math.nan)):
-        with pytest.raises(MiniftError, match="between 0 and 1"):
+        with pytest.raises(MiniftError, match="at least 0 and at most 1"):
             gae(rows([0.0]), rows([0.0]), ones(rows([0.0])), gamma, lam)
 
 

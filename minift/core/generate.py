@@ -11,13 +11,14 @@ import torch
 
 from minift.core.decode import make_step
 from minift.core.logprobs import eval_mode
+from minift.core.settings import check_number, check_whole
 from minift.core.transformer import KVCache
 from minift.errors import MiniftError
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Prompts and what was written behind them. Masks, not ids, say what is real."""
+    """Prompts and what was written after them. Masks, not ids, say what is real."""
 
     input_ids: torch.Tensor         # (B, T) prompt, response, then pad_id in rows that finished early
     attention_mask: torch.Tensor    # (B, T) bool, real tokens: prompt and response
@@ -159,17 +160,15 @@ def check(config, input_ids, attention_mask, max_new_tokens, temperature, top_k,
     """Refuse settings that cannot work before any is tried; returns the mask as bool, or None if nothing is padded."""
     if input_ids.dim() != 2 or input_ids.numel() == 0:
         raise MiniftError(f"prompts must be ids of shape (B, T) with B, T >= 1; got shape {tuple(input_ids.shape)}")
-    if max_new_tokens < 0:
-        raise MiniftError(f"max_new_tokens is {max_new_tokens}; expected 0 or more")
+    check_whole("max_new_tokens", max_new_tokens, least=0)
+    check_number("temperature", temperature, least=0)
+    if top_k is not None:
+        check_whole("top_k", top_k, least=1)
+    if top_p is not None:
+        check_number("top_p", top_p, above=0, most=1)
     if input_ids.shape[1] + max_new_tokens > config.context_length:
         raise MiniftError(f"prompt of {input_ids.shape[1]} + max_new_tokens {max_new_tokens} is beyond the context of "
                           f"{config.context_length} tokens; shorten one of them")
-    if not 0 <= temperature < math.inf:
-        raise MiniftError(f"temperature is {temperature}; expected 0 (greedy) or more")
-    if top_k is not None and (top_k < 1 or top_k != int(top_k)):
-        raise MiniftError(f"top_k is {top_k}; expected a whole number of at least 1, or None to keep every id")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise MiniftError(f"top_p is {top_p}; expected 0 < top_p <= 1, or None to keep every id")
     if attention_mask is None:
         return None
     mask = attention_mask.bool()

@@ -8,10 +8,11 @@ mismatched answers need a second batch), updates of the reference, robust and hi
 
 import torch
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from minift.core.logprobs import masked_sum, response_logprobs
+from minift.core.settings import check_number
 from minift.errors import MiniftError
+from minift.text.batches import chunks, pad
 
 
 def dpo_loss(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, beta, label_smoothing=0.0):
@@ -21,9 +22,9 @@ def dpo_loss(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_reject
     label_smoothing: the chance that a label is wrong (conservative DPO), a float in [0, 0.5) or (B,), one a pair.
     Returns (loss, metrics); metrics hold the implicit rewards beta * log-ratio and how often chosen strictly wins.
     """
-    _check_positive("beta", beta)
+    check_number("beta", beta, above=0)
     if isinstance(label_smoothing, (int, float)) and not 0 <= label_smoothing < 0.5:
-        raise MiniftError(f"label_smoothing is {label_smoothing}; a chance that the label is wrong must be in [0, 0.5)")
+        raise MiniftError(f"label_smoothing is {label_smoothing}; expected a chance of at least 0 and below 0.5")
     chosen_rewards = beta * (chosen_logprobs - ref_chosen_logprobs)          # (B,), eq. 5 without its constant
     rejected_rewards = beta * (rejected_logprobs - ref_rejected_logprobs)    # (B,)
     margin = chosen_rewards - rejected_rewards
@@ -37,7 +38,7 @@ def ipo_loss(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_reject
     *_logprobs: (B,), nats, SUMMED over each response as in the paper (newer TRL passes means per token). beta: > 0, the
     paper's tau. Returns (loss, metrics) as dpo_loss does.
     """
-    _check_positive("beta", beta)
+    check_number("beta", beta, above=0)
     chosen_ratio = chosen_logprobs - ref_chosen_logprobs          # (B,)
     rejected_ratio = rejected_logprobs - ref_rejected_logprobs    # (B,)
     loss = (chosen_ratio - rejected_ratio - 1 / (2 * beta)) ** 2
@@ -50,7 +51,7 @@ def simpo_loss(chosen_logprobs, rejected_logprobs, beta=2.0, gamma=1.0):
     *_logprobs: (B,), nats, the MEAN per token of each response: sums would reward short answers. gamma: the margin by
     which beta * chosen should win. Returns (loss, metrics).
     """
-    _check_positive("beta", beta)
+    check_number("beta", beta, above=0)
     loss = -F.logsigmoid(beta * (chosen_logprobs - rejected_logprobs) - gamma)
     return loss.mean(), _metrics(beta * chosen_logprobs, beta * rejected_logprobs)
 
@@ -61,7 +62,7 @@ def orpo_loss(chosen_logprobs, rejected_logprobs, weight=0.1):
     *_logprobs: (B,), nats, < 0, the MEAN per token of each response: with sums the odds of a long answer vanish.
     odds(y) = p / (1 - p) with p = exp(mean log p). weight: the paper's lambda, > 0. Returns (loss, metrics).
     """
-    _check_positive("weight", weight)
+    check_number("weight", weight, above=0)
     chosen_odds, rejected_odds = _log_odds(chosen_logprobs), _log_odds(rejected_logprobs)    # (B,)
     loss = -chosen_logprobs - weight * F.logsigmoid(chosen_odds - rejected_odds)             # eq. 6
     return loss.mean(), _metrics(weight * chosen_odds, weight * rejected_odds)
@@ -74,13 +75,17 @@ def kto_loss(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_reject
     Answers need not come in pairs: chosen_* are (N,), rejected_* (M,), nats, SUMMED over each response; the loss is the
     mean over all N + M. beta: > 0. kl: from kto_kl, how far the policy is from the reference. Returns (loss, metrics).
     """
-    _check_positive("beta", beta)
+    check_number("beta", beta, above=0)
     chosen_rewards = beta * (chosen_logprobs - ref_chosen_logprobs)          # (N,)
     rejected_rewards = beta * (rejected_logprobs - ref_rejected_logprobs)    # (M,)
     wanted = chosen_weight * (1 - torch.sigmoid(chosen_rewards - beta * kl))
     unwanted = rejected_weight * (1 - torch.sigmoid(beta * kl - rejected_rewards))
-    metrics = {name: rewards.detach().mean().item() for name, rewards in
-               (("chosen_rewards", chosen_rewards), ("rejected_rewards", rejected_rewards)) if len(rewards)}
+    metrics = {}
+    # A batch may hold answers of one kind only.
+    if len(chosen_rewards):
+        metrics["chosen_rewards"] = chosen_rewards.detach().mean().item()
+    if len(rejected_rewards):
+        metrics["rejected_rewards"] = rejected_rewards.detach().mean().item()
     return torch.cat([wanted, unwanted]).mean(), metrics
 
 
@@ -101,20 +106,21 @@ def add_reference_logprobs(examples, reference, pad_id, batch_size=16, device=No
     """
     if device is None and hasattr(reference, "model"):
         device = next(reference.model.parameters()).device
-    jobs = [(example, side) for example in examples for side in ("chosen", "rejected")]
-    # Neighbours of similar length: little padding.
-    jobs.sort(key=lambda job: len(job[0][job[1] + "_input_ids"]))
-    for start in range(0, len(jobs), batch_size):
-        part = jobs[start:start + batch_size]
-        ids = [torch.tensor(example[side + "_input_ids"], device=device) for example, side in part]
-        masks = [torch.tensor(example[side + "_response_mask"], device=device).bool() for example, side in part]
-        real = [torch.ones_like(row, dtype=torch.bool) for row in ids]
-        input_ids = pad_sequence(ids, batch_first=True, padding_value=pad_id)    # (B, T)
-        response_mask = pad_sequence(masks, batch_first=True)                    # (B, T), False where padded
-        logprobs = reference(input_ids, pad_sequence(real, batch_first=True))    # (B, T-1)
-        sums = masked_sum(logprobs, response_mask[:, 1:], dim=1)                 # (B,)
-        for (example, side), value in zip(part, sums.tolist()):
-            example[f"ref_{side}_logprobs"] = value
+    answers = []
+    for example in examples:
+        for side in ("chosen", "rejected"):
+            ids, mask = example[f"{side}_input_ids"], example[f"{side}_response_mask"]
+            answers.append((example, f"ref_{side}_logprobs", ids, mask))
+    # Neighbours of similar length need little padding.
+    answers.sort(key=lambda answer: len(answer[2]))
+    for part in chunks(answers, batch_size):
+        input_ids = pad([ids for _, _, ids, _ in part], pad_id).to(device)                # (B, T)
+        real = pad([[True] * len(ids) for _, _, ids, _ in part], False).to(device)        # (B, T)
+        written = pad([mask for _, _, _, mask in part], False).to(device)                 # (B, T)
+        logprobs = reference(input_ids, real)                                             # (B, T-1)
+        sums = masked_sum(logprobs, written[:, 1:], dim=1)                                # (B,)
+        for (example, name, _, _), value in zip(part, sums.tolist()):
+            example[name] = value
     return examples
 
 
@@ -124,7 +130,7 @@ def make_dpo_loss(model, beta, label_smoothing=0.0, loss=dpo_loss):
     loss: dpo_loss, or another function of four (B,) sums and beta, such as ipo_loss. metrics add the policy's mean
     chosen_logprobs and rejected_logprobs (both often fall: only their difference is trained) and n_tokens = pairs.
     """
-    _check_positive("beta", beta)
+    check_number("beta", beta, above=0)
     options = {"label_smoothing": label_smoothing} if label_smoothing else {}
 
     def loss_fn(batch):
@@ -148,12 +154,14 @@ def make_reference_free_loss(model, loss=simpo_loss):
 
 def _pair_logprobs(model, batch):
     """The summed log-probs of chosen and rejected responses, (B,) each, from one forward pass; their token counts."""
-    input_ids, attention_mask, response_mask = (torch.cat([batch[f"chosen_{name}"], batch[f"rejected_{name}"]])
-                                                for name in ("input_ids", "attention_mask", "response_mask"))
-    hidden = model.body(input_ids, attention_mask)                                     # (2B, T, D)
-    logprobs = response_logprobs(hidden, model.head, input_ids, response_mask)         # (2B, T-1)
+    def both(name):
+        return torch.cat([batch[f"chosen_{name}"], batch[f"rejected_{name}"]])         # (2B, T)
+
+    input_ids, written = both("input_ids"), both("response_mask")
+    hidden = model.body(input_ids, both("attention_mask"))                             # (2B, T, D)
+    logprobs = response_logprobs(hidden, model.head, input_ids, written)               # (2B, T-1)
     chosen, rejected = logprobs.sum(1).chunk(2)                                        # (B,) each
-    return chosen, rejected, response_mask[:, 1:].sum(1).clamp(min=1).chunk(2)
+    return chosen, rejected, written[:, 1:].sum(1).clamp(min=1).chunk(2)
 
 
 def _log_odds(logprobs):
@@ -176,8 +184,3 @@ def _metrics(chosen_rewards, rejected_rewards):
 def _with_logprobs(metrics, chosen, rejected):
     return metrics | {"chosen_logprobs": chosen.detach().mean().item(),
                       "rejected_logprobs": rejected.detach().mean().item(), "n_tokens": len(chosen)}
-
-
-def _check_positive(name, value):
-    if not value > 0:
-        raise MiniftError(f"{name} is {value}; it must be above 0")

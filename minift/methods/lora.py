@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from minift.core.logprobs import make_reference
+from minift.core.settings import check_number
 from minift.errors import MiniftError
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -87,10 +88,8 @@ def check_settings(linear, rank, alpha, dropout):
     largest = min(linear.in_features, linear.out_features)
     if not 1 <= rank <= largest:
         raise MiniftError(f"rank is {rank}; a {linear.out_features} x {linear.in_features} weight takes 1 to {largest}")
-    if not 0 < alpha < math.inf:
-        raise MiniftError(f"alpha is {alpha}; it must be a positive number")
-    if not 0 <= dropout <= 1:
-        raise MiniftError(f"dropout is {dropout}; it must be in [0, 1]")
+    check_number("alpha", alpha, above=0)
+    check_number("dropout", dropout, least=0, most=1)
 
 
 # ---- put it into a model, take it out ----

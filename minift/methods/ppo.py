@@ -9,6 +9,7 @@ early, several processes.
 import torch
 
 from minift.core import logprobs as lp
+from minift.core.settings import check_number
 from minift.errors import MiniftError
 
 # ---- the formulas, on (B, T-1) tensors; response_mask is already cut to [:, 1:] ----
@@ -35,9 +36,8 @@ def gae(rewards, values, response_mask, gamma=1.0, lam=0.95):
     rewards, values, response_mask: (B, T-1); values[:, t] was read before the token that earned rewards[:, t].
     Returns (advantages, returns), returns = advantages + values; both 0 outside the response, whatever stood there.
     """
-    for name, value in (("gamma", gamma), ("lam", lam)):
-        if not 0 <= value <= 1:
-            raise MiniftError(f"{name} is {value}; it must be between 0 and 1")
+    check_number("gamma", gamma, least=0, most=1)
+    check_number("lam", lam, least=0, most=1)
     mask = response_mask.bool()
     rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
     advantages = torch.zeros_like(rewards)
@@ -57,8 +57,7 @@ def policy_loss(logprobs, old_logprobs, advantages, response_mask, clip_range=0.
     |ratio - 1| > clip_range); approx_kl, the k3 estimate of KL(old || new) a token; ratio, its mean; ratio_error, the
     largest |ratio - 1|.
     """
-    if not clip_range > 0:
-        raise MiniftError(f"clip_range is {clip_range}; it must be above 0")
+    check_number("clip_range", clip_range, above=0)
     mask = response_mask.bool()
     log_ratio = torch.where(mask, logprobs - old_logprobs.detach(), 0.0)
     advantages = torch.where(mask, advantages.detach(), 0.0)
@@ -67,9 +66,12 @@ def policy_loss(logprobs, old_logprobs, advantages, response_mask, clip_range=0.
     clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
     loss = lp.masked_mean(torch.maximum(unclipped, clipped), mask)                              # eq. 7
     with torch.no_grad():
-        metrics = {"clip_fraction": lp.masked_mean((clipped > unclipped).to(ratio.dtype), mask).item(),
-                   "approx_kl": lp.masked_mean(lp.kl_estimate(-log_ratio, torch.zeros_like(ratio), "k3"), mask).item(),
-                   "ratio": lp.masked_mean(ratio, mask).item(), "ratio_error": (ratio - 1).abs().max().item()}
+        kl = lp.kl_estimate(-log_ratio, torch.zeros_like(ratio), "k3")
+        was_clipped = (clipped > unclipped).to(ratio.dtype)
+        metrics = {"clip_fraction": lp.masked_mean(was_clipped, mask).item(),
+                   "approx_kl": lp.masked_mean(kl, mask).item(),
+                   "ratio": lp.masked_mean(ratio, mask).item(),
+                   "ratio_error": (ratio - 1).abs().max().item()}
     return loss, metrics
 
 
@@ -82,8 +84,7 @@ def value_loss(values, old_values, returns, response_mask, value_clip_range=0.2)
     values, old_values, returns = (torch.where(mask, x, 0.0) for x in (values, old_values.detach(), returns.detach()))
     squares = (values - returns).square()                                                       # (B, T-1)
     if value_clip_range is not None:
-        if not value_clip_range > 0:
-            raise MiniftError(f"value_clip_range is {value_clip_range}; it must be above 0, or None for no clipping")
+        check_number("value_clip_range", value_clip_range, above=0)
         clipped = old_values + (values - old_values).clamp(-value_clip_range, value_clip_range)
         squares = torch.maximum(squares, (clipped - returns).square())
     return 0.5 * lp.masked_mean(squares, mask)

@@ -6,7 +6,7 @@ Left out: one network for both policy and values, stopping an update early, seve
 
 import hashlib
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
@@ -16,6 +16,7 @@ from minift.core import logprobs as lp
 from minift.core.generate import generate, left_pad
 from minift.core.resume import TrainingState
 from minift.core.run import Run
+from minift.core.settings import check_number, check_whole
 from minift.core.step import make_optimizer
 from minift.core.train import take_step
 from minift.errors import MiniftError
@@ -62,16 +63,17 @@ class PPOConfig:
     whiten_rewards: bool = False
 
     def __post_init__(self):
-        def check(names, holds, expected):
-            for name in names.split():
-                value, optional = getattr(self, name), types[name] == float | None
-                if not (optional if value is None else holds(value)):
-                    raise MiniftError(f"{name} is {value!r}; expected {expected}")
-        types = {field.name: field.type for field in fields(self)}
-        check("clip_range value_clip_range lr clip temperature target_kl kl_horizon", lambda x: x > 0, "more than 0")
-        check("beta value_coef entropy_coef missing_eos_penalty", lambda x: x >= 0, "0 or more")
-        check("gamma lam", lambda x: 0 <= x <= 1, "between 0 and 1")
-        check("epochs minibatch_size max_new_tokens", lambda x: type(x) is int and x > 0, "a whole number above 0")
+        for name in ("target_kl", "value_clip_range", "clip"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), above=0)
+        for name in ("clip_range", "lr", "temperature", "kl_horizon"):
+            check_number(name, getattr(self, name), above=0)
+        for name in ("beta", "value_coef", "entropy_coef", "missing_eos_penalty"):
+            check_number(name, getattr(self, name), least=0)
+        for name in ("gamma", "lam"):
+            check_number(name, getattr(self, name), least=0, most=1)
+        for name in ("epochs", "minibatch_size", "max_new_tokens"):
+            check_whole(name, getattr(self, name), least=1)
 
 
 def train_ppo(policy, reference, value_model, reward_fn, prompts, config, *, iterations, batch_size, eos_id, pad_id,
@@ -249,14 +251,15 @@ def _check_reference(ref_logprobs, old_logprobs):
 
 
 def _refuse_settings(policy, reference, value_model, prompts, iterations, batch_size):
+    """MiniftError when models share what they must not share, or when there is nothing to do."""
     if reference is policy or getattr(reference, "model", None) is policy:
         raise MiniftError("the reference is the policy itself, so that the KL is always 0; give it a copy")
     if value_model.body is policy.body:
         raise MiniftError("policy and value model share one body; give the value model copy.deepcopy(policy.body)")
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise MiniftError("prompts must be a list of lists of ids, with at least one id in each")
-    if iterations < 1 or batch_size < 1:
-        raise MiniftError(f"iterations is {iterations} and batch_size {batch_size}; both must be at least 1")
+    check_whole("iterations", iterations, least=1)
+    check_whole("batch_size", batch_size, least=1)
 
 
 def _refuse_dropout(*models):

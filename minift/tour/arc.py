@@ -20,8 +20,8 @@ BOXES = {
     "dpo": ((3, 2), "DPO", "wins against SFT:\n{win_rate_dpo:.0%}"),
     "clusters": ((0, 2), "Withheld task cluster", "tuned on all others:\n{withheld_exact_match_before:.0%} → "
                                                   "{withheld_exact_match_after:.0%} exact"),
-    "encoder": ((3, 0), "Encoder (BERT)", "hidden tokens found: {masked_accuracy:.0%}\ntopics, 64 labels: "
-                                          "{probe_accuracy_64:.0%}"),
+    "encoder": ((3, 0), "Encoder (BERT)", "hidden tokens found: {masked_accuracy:.0%}\n(by a bigram: "
+                                          "{bigram_accuracy:.0%})"),
 }
 # Which stage needs the result of which.
 ARROWS = [("base", "continued"), ("continued", "lora"), ("base", "sft"), ("sft", "preferences"),
