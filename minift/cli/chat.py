@@ -33,8 +33,9 @@ def run(options):
             continue
         print("model: ", end="", flush=True)
         reply = ""
-        for piece in stream_text(model, tokenizer, ids, max_new_tokens=room, temperature=options.temperature,
-                                 top_k=options.top_k, top_p=options.top_p, generator=generator):
+        for piece in stream_text(
+                model, tokenizer, ids, max_new_tokens=room, temperature=options.temperature,
+                top_k=options.top_k, top_p=options.top_p, generator=generator):
             print(piece, end="", flush=True)
             reply += piece
         print()

@@ -22,8 +22,9 @@ def class_names(data, held_out):
         take_back(data)
     counts = Counter(example["label"] for example in data.train)
     if len(counts) < 2:
-        raise MiniftError(f"all {len(data.train)} training rows have the label {listed(counts)}; a classifier needs at "
-                          "least 2 labels to choose from")
+        raise MiniftError(
+            f"all {len(data.train)} training rows have the label {listed(counts)}; a classifier needs at "
+            "least 2 labels to choose from")
     rare = [name for name, n in counts.items() if n == 1]
     if rare:
         warnings.warn(f"labels of a single training row, of which little can be learned: {listed(rare)}", stacklevel=2)
@@ -45,8 +46,9 @@ def take_back(data):
     data.train += back
     data.valid = [example for example in data.valid if example["label"] in known]
     data.valid_from = f"a tenth of --data, held out: {len(data.valid)} rows"
-    print(f"of these, {len(back)} went back to training, where no other row has their label: "
-          f"{listed({example['label'] for example in back})}")
+    print(
+        f"of these, {len(back)} went back to training, where no other row has their label: "
+        f"{listed({example['label'] for example in back})}")
 
 
 def number_labels(examples, labels, whose):

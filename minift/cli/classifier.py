@@ -41,8 +41,9 @@ def train_classifier(options):
         if options.regime == "probe-then-full":
             unfreeze(probe(run, data))
         collate = partial(collate_labelled, pad_id=run.tokenizer.pad_id)
-        run.train(make_classification_loss(model), run.batches(data.train, collate),
-                  run.batches(data.valid, collate, shuffle=False))
+        run.train(
+            make_classification_loss(model), run.batches(data.train, collate),
+            run.batches(data.valid, collate, shuffle=False))
     run.finish(**({"validation": measure(run, data, labels)} if data.valid else {}))
 
 
@@ -57,8 +58,9 @@ def check_choice(options):
     given = {word.partition("=")[0] for word in options.argv}
     idle = [name for name in OF_A_TRAINING if name in given]
     if options.data and options.regime == "freeze" and idle:
-        raise MiniftError(f"{', '.join(idle)}: of no use with --freeze, where the head alone is trained, on features "
-                          "computed once; leave it out, or train all with --full")
+        raise MiniftError(
+            f"{', '.join(idle)}: of no use with --freeze, where the head alone is trained, on features "
+            "computed once; leave it out, or train all with --full")
 
 
 def probe(run, data, lr=PROBE["lr"], steps=None):
@@ -70,8 +72,9 @@ def probe(run, data, lr=PROBE["lr"], steps=None):
 def measure(run, data, labels):
     """What the classifier does on the validation rows, beside its baselines; printed and returned."""
     seed, n_label = run.options.seed, len(labels)
-    train, valid = (labelled_batches(part, run.tokenizer.pad_id, run.settings.batch_size)
-                    for part in (data.train, data.valid))
+    train, valid = (
+        labelled_batches(part, run.tokenizer.pad_id, run.settings.batch_size)
+        for part in (data.train, data.valid))
     known, right = ([example["label"] for example in part] for part in (data.train, data.valid))
     rows, valid_rows = ([example["row"] for example in part] for part in (data.train, data.valid))
     probabilities = predict(run.model, valid).cpu()                          # (N, L)
@@ -83,8 +86,9 @@ def measure(run, data, labels):
         "random encoder": random_encoder(run.model, train, valid, seed),
         "shuffled labels": shuffled_labels(run.model, train, valid, seed)}
     found["confusion_matrix"] = {"labels": labels, "counts": counts}
-    print(f"\naccuracy on {len(right)} validation rows\n"
-          f"  {'this classifier':<18}{found['accuracy']:.3f}  (95 %: {found['accuracy_95%']})")
+    print(
+        f"\naccuracy on {len(right)} validation rows\n"
+        f"  {'this classifier':<18}{found['accuracy']:.3f}  (95 %: {found['accuracy_95%']})")
     for name, value in found["baselines"].items():
         print(f"  {name:<18}{value:.3f}")
     print(f"macro F1 {found['macro_f1']:.3f}, expected calibration error {found['expected_calibration_error']:.3f}")

@@ -30,8 +30,9 @@ from minift.methods.mlm import make_mlm_loss
 from minift.methods.sft import make_labels, make_sft_loss
 from minift.text.batches import collate
 
-USED_BY = {"messages": "sft, evaluate", "completion": "sft, evaluate, ppo", "pair": "reward, dpo, evaluate, ppo",
-           "prompt": "ppo, generate", "text": "pretrain, evaluate, ppo"}
+USED_BY = {
+    "messages": "sft, evaluate", "completion": "sft, evaluate, ppo", "pair": "reward, dpo, evaluate, ppo",
+    "prompt": "ppo, generate", "text": "pretrain, evaluate, ppo"}
 # For the estimate, an encoder is asked for every 7th token: 15 % of them, as mlm does.
 HIDDEN = 7
 GREEN, GREY, PLAIN = "\x1b[1;32m", "\x1b[90m", "\x1b[0m"
@@ -90,8 +91,9 @@ def check_form(form, make, rows, tokenizer, context, bad, n_show):
 def print_lengths(rows, context):
     """Say how long some lists of ids are; returns the sum."""
     lengths = sorted(map(len, rows))
-    print(f"  tokens in a sequence: {lengths[0]} to {lengths[-1]}, median {statistics.median(lengths):.0f}, 95 % "
-          f"have at most {lengths[int(0.95 * (len(lengths) - 1))]}; a row may have {context}")
+    print(
+        f"  tokens in a sequence: {lengths[0]} to {lengths[-1]}, median {statistics.median(lengths):.0f}, 95 % "
+        f"have at most {lengths[int(0.95 * (len(lengths) - 1))]}; a row may have {context}")
     return sum(lengths)
 
 
@@ -117,8 +119,9 @@ def sequences_of(row, tally, tokenizer, context):
     """What a row becomes: [(ids, labels)], two for a pair, empty when it is dropped; long texts in pieces."""
     if row.form == "pair":
         pair = encode_preference(row, tally, tokenizer, context)
-        return [(pair[f"{side}_input_ids"], make_labels(pair[f"{side}_input_ids"], pair[f"{side}_response_mask"]))
-                for side in ("chosen", "rejected")] if pair else []
+        return [
+            (pair[f"{side}_input_ids"], make_labels(pair[f"{side}_input_ids"], pair[f"{side}_response_mask"]))
+            for side in ("chosen", "rejected")] if pair else []
     if row.form == "prompt":
         example = encode_request(row, tally, tokenizer, context - 1)
         return [(example["input_ids"], [IGNORE_INDEX] * len(example["input_ids"]))] if example else []
@@ -133,8 +136,9 @@ def sequences_of(row, tally, tokenizer, context):
 def pieces_of(row, tally, tokenizer, context):
     """The same for an encoder: a text in pieces; [CLS] and [SEP] are not learned."""
     special = set(tokenizer.special.values())
-    return [(piece["input_ids"], [IGNORE_INDEX if i in special else i for i in piece["input_ids"]])
-            for piece in encode_pieces(row, tally, tokenizer, context) or []]
+    return [
+        (piece["input_ids"], [IGNORE_INDEX if i in special else i for i in piece["input_ids"]])
+        for piece in encode_pieces(row, tally, tokenizer, context) or []]
 
 
 def coloured(tokenizer, ids, labels):
@@ -167,12 +171,14 @@ def estimate(model, tokenizer, sequences, batch_size):
         next(model.parameters()).grad.sum().item()
         seconds = time.perf_counter() - start
     total, speed = sum(map(len, sequences)), sum(map(len, part)) / seconds
-    print(f"one epoch{' (mlm, or classify --full)' * encoder} of {total:,} tokens: about {total / speed:,.0f} s "
-          f"({speed:,.0f} tokens/s, measured on {device} with a batch of {len(part)})")
+    print(
+        f"one epoch{' (mlm, or classify --full)' * encoder} of {total:,} tokens: about {total / speed:,.0f} s "
+        f"({speed:,.0f} tokens/s, measured on {device} with a batch of {len(part)})")
     n = sum(p.numel() for p in model.parameters())
     tokens, a_token = batch["input_ids"].numel(), config.n_layer * (10 * config.d_model + 4 * config.d_ff)
     logits = tokens * config.vocab_size // HIDDEN if encoder else min(tokens * config.vocab_size, CHUNK_LOGITS)
     activations = 4 * (tokens * a_token + 3 * logits)
-    print(f"memory: about {(16 * n + activations) / 2**20:,.0f} MiB (16 bytes a parameter for weights, gradients and "
-          f"AdamW; activations {activations / 2**20:,.0f}), with {'classify --freeze' if encoder else '--lora'} "
-          f"{(4 * n + activations) / 2**20:,.0f} MiB; besides, PyTorch itself: some 300")
+    print(
+        f"memory: about {(16 * n + activations) / 2**20:,.0f} MiB (16 bytes a parameter for weights, gradients and "
+        f"AdamW; activations {activations / 2**20:,.0f}), with {'classify --freeze' if encoder else '--lora'} "
+        f"{(4 * n + activations) / 2**20:,.0f} MiB; besides, PyTorch itself: some 300")

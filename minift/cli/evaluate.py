@@ -3,9 +3,10 @@
 from minift.cli import options as add
 
 HELP = "Perplexity of texts, exact match of answers, accuracy on pairs and labels."
-EXAMPLES = ["evaluate --model data/base --data data/samples/completions.jsonl",
-            "evaluate --leave-one-cluster-out --model data/base --data data/samples/tasks.jsonl --steps 5 "
-            "--out runs/folds"]
+EXAMPLES = [
+    "evaluate --model data/base --data data/samples/completions.jsonl",
+    "evaluate --leave-one-cluster-out --model data/base --data data/samples/tasks.jsonl --steps 5 "
+    "--out runs/folds"]
 
 
 def add_options(parser):

@@ -69,8 +69,9 @@ def load(options, encode, forms):
     for name, tally in tallies.items():
         print(f"{name}: {tally}")
     print(f"validation on {valid_from}", flush=True)
-    return Data([example for _, example in pairs], [example for _, example in valid], valid_from, tallies,
-                {path.as_posix(): sha256(path) for path in files + valid_files})
+    return Data(
+        [example for _, example in pairs], [example for _, example in valid], valid_from, tallies,
+        {path.as_posix(): sha256(path) for path in files + valid_files})
 
 
 def encode_rows(files, encode, forms, options, tally):
@@ -143,5 +144,6 @@ def hold_out(pairs, seed):
     if len(sources) < ENOUGH_TO_SPLIT:
         return pairs, []
     held = set(random.Random(f"hold-out/{seed}").sample(sources, len(sources) // 10))
-    return ([pair for pair in pairs if pair[0].source() not in held],
-            [pair for pair in pairs if pair[0].source() in held])
+    return (
+        [pair for pair in pairs if pair[0].source() not in held],
+        [pair for pair in pairs if pair[0].source() in held])

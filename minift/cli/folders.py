@@ -5,8 +5,9 @@ from pathlib import Path
 from minift.core.files import read_json, remove, write_text
 from minift.errors import MiniftError
 
-OURS = ("config.json", "model.safetensors", "tokenizer.json", "adapter_config.json", "adapter_model.safetensors",
-        "run.json", "metrics.jsonl", "state.safetensors", "tokenizer_config.json", "model-f16.gguf")
+OURS = (
+    "config.json", "model.safetensors", "tokenizer.json", "adapter_config.json", "adapter_model.safetensors",
+    "run.json", "metrics.jsonl", "state.safetensors", "tokenizer_config.json", "model-f16.gguf")
 
 
 def check_out(out, resume=False, overwrite=False, sources=()):
@@ -22,8 +23,9 @@ def check_out(out, resume=False, overwrite=False, sources=()):
     if resume:
         check_resumable(out)
     elif out.exists() and any(out.iterdir()) and not overwrite:
-        raise MiniftError(f"--out {out} is not empty; name another folder, write over it with --overwrite, or, if a "
-                          "run was stopped there, go on with --resume")
+        raise MiniftError(
+            f"--out {out} is not empty; name another folder, write over it with --overwrite, or, if a "
+            "run was stopped there, go on with --resume")
     check_writable(out / "run.json.try")
 
 

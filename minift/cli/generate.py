@@ -6,8 +6,9 @@ from minift.cli import options as add
 from minift.errors import MiniftError
 
 HELP = 'Answer a prompt, or every JSONL row {"prompt"}; a {"text"} is continued as it is.'
-EXAMPLES = ['generate --model data/base --raw --prompt "One sunny morning"',
-            "generate --model data/base --data data/samples/prompts.jsonl --out runs/answers.jsonl"]
+EXAMPLES = [
+    'generate --model data/base --raw --prompt "One sunny morning"',
+    "generate --model data/base --data data/samples/prompts.jsonl --out runs/answers.jsonl"]
 
 
 def add_options(parser):
@@ -43,9 +44,10 @@ def run(options):
     for row, ids in zip(rows, prompts):
         room_to_answer(model, ids, options.max_new_tokens, row.where)
     model.to(pick_device(options.device))
-    answers = write_answers(model, tokenizer, prompts, max_new_tokens=options.max_new_tokens,
-                            temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
-                            seed=options.seed, batch_size=options.batch_size)
+    answers = write_answers(
+        model, tokenizer, prompts, max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
+        seed=options.seed, batch_size=options.batch_size)
     texts = [tokenizer.decode(answer, skip_special=True) for answer in answers]
     written = [completed(row.values, text) for row, text in zip(rows, texts)]
     if options.out:

@@ -75,8 +75,9 @@ def sampled(options):
     if path.exists():
         pairs, known = read_rows([path], ("prompt",)), {row.source() for row in rows}
         if any(row.values.get("model") != options.model or row.source() not in known for row in pairs):
-            raise MiniftError(f"{path} holds answers of another model or to other prompts; go on with them by --pairs "
-                              f"{path}, or name another --out")
+            raise MiniftError(
+                f"{path} holds answers of another model or to other prompts; go on with them by --pairs "
+                f"{path}, or name another --out")
         print(f"{len(pairs)} pairs were sampled before, and are in {path}")
         return path
     model, tokenizer = open_kind(options.model, LanguageModel, "label compare")
@@ -87,8 +88,9 @@ def sampled(options):
     if not pairs:
         raise MiniftError("the model gave the same answer twice to every prompt; raise --temperature")
     write_jsonl(path, [{**pair, "model": options.model} for pair in pairs])
-    print(f"{len(pairs)} pairs of answers to {len(rows)} prompts, written to {path}"
-          f"{'' if len(pairs) == len(rows) else '; to the others both answers were the same'}")
+    print(
+        f"{len(pairs)} pairs of answers to {len(rows)} prompts, written to {path}"
+        f"{'' if len(pairs) == len(rows) else '; to the others both answers were the same'}")
     return path
 
 
@@ -99,8 +101,9 @@ def sample(model, tokenizer, rows, options):
         for i, part in enumerate(chunks(rows, options.batch_size)):
             longest = max((prompt_ids(row, tokenizer) for row in part), key=len)
             room = room_to_answer(model, longest, options.max_new_tokens, "the longest prompt")
-            pairs += sample_pairs(model, tokenizer, [row.values["prompt"] for row in part], max_new_tokens=room,
-                                  temperature=options.temperature, seed=options.seed * 1_000_003 + i)
+            pairs += sample_pairs(
+                model, tokenizer, [row.values["prompt"] for row in part], max_new_tokens=room,
+                temperature=options.temperature, seed=options.seed * 1_000_003 + i)
             bar.update(len(part))
     return pairs
 
@@ -113,8 +116,9 @@ def annotate(options):
     """Give one of --labels to each text of --items."""
     labels = [text.strip() for text in options.labels.split(",")]
     if len(labels) < 2 or len(set(labels)) < len(labels) or not all(labels):
-        raise MiniftError(f"--labels {options.labels}: expected at least two different names with commas between them, "
-                          "as in happy,sad")
+        raise MiniftError(
+            f"--labels {options.labels}: expected at least two different names with commas between them, "
+            "as in happy,sad")
     rows = read_rows(find_files(options.items), ("text",))
     return told(Annotate([Annotate.item(row.values, row.where) for row in rows], labels), rows)
 

@@ -33,8 +33,9 @@ def leave_out(options):
     numbers = numbers_of_clusters(options.clusters, rows or cluster_study.world_chats(N_ROWS, 0))
     check_writable(Path(options.out) / "results.json.try")
     settings = {"steps": options.steps, "lr": options.lr, "batch_size": cluster_study.BATCH_SIZE}
-    results = cluster_study.run(options.out, open_base, lambda seed: rows or cluster_study.world_chats(N_ROWS, seed),
-                                numbers=numbers, seeds=options.seeds, settings=settings, command=command(options.argv))
+    results = cluster_study.run(
+        options.out, open_base, lambda seed: rows or cluster_study.world_chats(N_ROWS, seed),
+        numbers=numbers, seeds=options.seeds, settings=settings, command=command(options.argv))
     cluster_study.print_tables(results)
     print(f"\nAll numbers are in {Path(options.out) / 'results.json'}, the chart beside it.")
 
@@ -46,12 +47,14 @@ def read_chats(patterns, model, tokenizer):
         check_messages(row.values["messages"], row.where, need_assistant=True)
         roles = [message["role"] for message in row.values["messages"]]
         if roles != ["user", "assistant"]:
-            raise MiniftError(f"{row.where}: expected one user turn and one assistant turn, got {', '.join(roles)}; "
-                              "leaving a cluster out judges single answers")
+            raise MiniftError(
+                f"{row.where}: expected one user turn and one assistant turn, got {', '.join(roles)}; "
+                "leaving a cluster out judges single answers")
         missing = [name for name in ("task", "cluster") if not row.values.get(name)]
         if missing:
-            raise MiniftError(f"{row.where}: the key {missing[0]!r} is missing; it says what must not be tuned on when "
-                              "its cluster is assessed")
+            raise MiniftError(
+                f"{row.where}: the key {missing[0]!r} is missing; it says what must not be tuned on when "
+                "its cluster is assessed")
         room_to_answer(model, encode_prompt(tokenizer, row.values["messages"][:1]), None, row.where)
     return [row.values for row in rows]
 

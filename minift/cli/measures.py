@@ -43,8 +43,9 @@ def evaluate(options):
     model, tokenizer = open_kind(options.model, (LanguageModel, TokenScorer, SequenceClassifier), "evaluate")
     rows = read_rows(files, [form for form in MEASURES if (form == "label") == isinstance(model, SequenceClassifier)])
     if isinstance(model, TokenScorer) and any(row.form != "pair" for row in rows):
-        raise MiniftError(f"{options.model} is a reward model, which can be judged on {{prompt, chosen, rejected}} "
-                          "rows only")
+        raise MiniftError(
+            f"{options.model} is a reward model, which can be judged on {{prompt, chosen, rejected}} "
+            "rows only")
     model.to(pick_device(options.device))
     found = {}
     for measure in dict.fromkeys(MEASURES.values()):
@@ -60,8 +61,9 @@ def text_measures(model, tokenizer, rows, options):
     """Perplexity over all tokens; a long text in windows of --context tokens, each of which begins with no memory."""
     context = context_of(model, window(model, options.context))
     texts = [encode_text(row, Tally(), tokenizer) for row in rows]
-    windows = [{"input_ids": ids, "labels": ids} for text in texts if text
-               for ids in token_windows(text["input_ids"], context - 1)]
+    windows = [
+        {"input_ids": ids, "labels": ids} for text in texts if text
+        for ids in token_windows(text["input_ids"], context - 1)]
     batches = Batches(windows, options.batch_size, lambda part: collate(part, tokenizer.pad_id), shuffle=False)
     nll, n_tokens = language_model_nll(model, batches)
     return {"texts": len(rows), "tokens": n_tokens, "loss": nll / n_tokens, "perplexity": perplexity(nll, n_tokens)}
@@ -76,8 +78,9 @@ def answer_measures(model, tokenizer, rows, options):
         prompts.append(encode_prompt(tokenizer, messages[:last]))
         references.append(messages[last]["content"])
         room_to_answer(model, prompts[-1], options.max_new_tokens, row.where)
-    answers = write_answers(model, tokenizer, prompts, max_new_tokens=options.max_new_tokens, temperature=0.0,
-                            batch_size=options.batch_size)
+    answers = write_answers(
+        model, tokenizer, prompts, max_new_tokens=options.max_new_tokens, temperature=0.0,
+        batch_size=options.batch_size)
     texts = [tokenizer.decode(answer, skip_special=True) for answer in answers]
     for reference, text in list(zip(references, texts))[:options.show]:
         print(f"expected: {reference}\n     got: {text}")
@@ -142,8 +145,9 @@ def judge(probabilities, right):
     """Accuracy, macro F1 and calibration of probabilities (N, L); right: the number of each row's label."""
     confidences, guesses = (values.tolist() for values in probabilities.max(-1))
     hits = [float(guess == label) for guess, label in zip(guesses, right, strict=True)]
-    return {**with_interval("accuracy", hits), "macro_f1": macro_f1(guesses, right),
-            "expected_calibration_error": expected_calibration_error(confidences, hits)}
+    return {
+        **with_interval("accuracy", hits), "macro_f1": macro_f1(guesses, right),
+        "expected_calibration_error": expected_calibration_error(confidences, hits)}
 
 
 def with_interval(name, values):
@@ -152,5 +156,6 @@ def with_interval(name, values):
     return {name: sum(values) / len(values), f"{name}_95%": f"{low:.3g} to {high:.3g}"}
 
 
-MEASURES = {"text": text_measures, "messages": answer_measures, "completion": answer_measures, "pair": pair_measures,
-            "label": label_measures}
+MEASURES = {
+    "text": text_measures, "messages": answer_measures, "completion": answer_measures, "pair": pair_measures,
+    "label": label_measures}

@@ -4,8 +4,9 @@ from minift.cli import options as add
 from minift.errors import MiniftError
 
 HELP = "Write an adapter and its base as one plain model."
-EXAMPLES = ["sft --model data/base --data data/samples/messages.jsonl --lora 8 --out runs/adapter",
-            "merge --model runs/adapter --out runs/merged"]
+EXAMPLES = [
+    "sft --model data/base --data data/samples/messages.jsonl --lora 8 --out runs/adapter",
+    "merge --model runs/adapter --out runs/merged"]
 
 
 def add_options(parser):

@@ -54,11 +54,13 @@ def masked(run, documents, fresh=True):
     if not pieces:
         return []
     options, tokenizer = run.options, run.tokenizer
-    batches = run.batches(pieces, lambda part: collate_ids([piece["input_ids"] for piece in part], tokenizer.pad_id),
-                          shuffle=fresh)
-    return Masked(batches, mask_id=tokenizer.special_id("<mask>"), special_ids=tokenizer.special.values(),
-                  vocab_size=tokenizer.vocab_size, seed=options.seed, probability=options.hidden,
-                  letters=letters_of(tokenizer) if options.whole_words else None, fresh=fresh)
+    batches = run.batches(
+        pieces, lambda part: collate_ids([piece["input_ids"] for piece in part], tokenizer.pad_id),
+        shuffle=fresh)
+    return Masked(
+        batches, mask_id=tokenizer.special_id("<mask>"), special_ids=tokenizer.special.values(),
+        vocab_size=tokenizer.vocab_size, seed=options.seed, probability=options.hidden,
+        letters=letters_of(tokenizer) if options.whole_words else None, fresh=fresh)
 
 
 def make_encoder(out, overwrite):

@@ -13,8 +13,9 @@ from minift.formats.pretrained import locate
 from minift.formats.weights import plain_state_dict
 from minift.methods.lora import find_lora, merge_lora
 
-KINDS = {LanguageModel: "a language model", MaskedLanguageModel: "an encoder (a masked language model)",
-         Encoder: "an encoder without a head", SequenceClassifier: "a classifier", TokenScorer: "a reward model"}
+KINDS = {
+    LanguageModel: "a language model", MaskedLanguageModel: "an encoder (a masked language model)",
+    Encoder: "an encoder without a head", SequenceClassifier: "a classifier", TokenScorer: "a reward model"}
 
 
 def is_adapter(path):
@@ -35,8 +36,9 @@ def open_model(path):
     try:
         model, tokenizer = open_model(locate(base or "(not named)"))
     except MiniftError as error:
-        raise MiniftError(f"{path} is an adapter for the model {base}, which cannot be opened from {Path.cwd()}: "
-                          f"{error}; go where it is, or correct base_model_name_or_path in {file}") from error
+        raise MiniftError(
+            f"{path} is an adapter for the model {base}, which cannot be opened from {Path.cwd()}: "
+            f"{error}; go where it is, or correct base_model_name_or_path in {file}") from error
     if is_adapter(base):
         model = plain_copy(model)
     if config.get("task_type") == "SEQ_CLS" and isinstance(model, LanguageModel):
@@ -67,8 +69,9 @@ def plain_copy(model):
 def check_tokenizers(first, second, *names):
     """MiniftError unless two models read text in the same way. names: what the error calls them."""
     if first.hash() != second.hash():
-        raise MiniftError(f"{names[0]} and {names[1]} have different tokenizers, so the same ids mean different "
-                          "texts; use models that come from one base")
+        raise MiniftError(
+            f"{names[0]} and {names[1]} have different tokenizers, so the same ids mean different "
+            "texts; use models that come from one base")
 
 
 def context_of(model, asked):
@@ -89,6 +92,7 @@ def pick_device(name):
     if name == "auto":
         return torch.device(found[0])
     if name not in found:
-        raise MiniftError(f"--device {name}: PyTorch {torch.__version__} finds only {', '.join(found)} on this "
-                          "machine; use --device auto")
+        raise MiniftError(
+            f"--device {name}: PyTorch {torch.__version__} finds only {', '.join(found)} on this "
+            "machine; use --device auto")
     return torch.device(name)

@@ -12,10 +12,11 @@ from minift.errors import MiniftError
 
 # verb -> learning rate for the toy, the same where few weights are trained (LoRA, or a classifier's head alone); then
 # both for a real model, LoRA's as they suited SmolLM2-135M in a dozen steps or two
-RATES = {"pretrain": ("2e-3", "1e-2", "2e-5", "1e-3"), "sft": ("1.5e-3", "1e-2", "2e-5", "1e-3"),
-         "reward": ("5e-4", "5e-3", "1e-5", "1e-3"), "dpo": ("3e-4", "3e-3", "1e-6", "5e-4"),
-         "ppo": ("2e-4", "2e-3", "1e-6", "5e-4"), "mlm": ("1e-3", None, "5e-5", None),
-         "classify": ("5e-4", "2e-2", "2e-5", "2e-2")}
+RATES = {
+    "pretrain": ("2e-3", "1e-2", "2e-5", "1e-3"), "sft": ("1.5e-3", "1e-2", "2e-5", "1e-3"),
+    "reward": ("5e-4", "5e-3", "1e-5", "1e-3"), "dpo": ("3e-4", "3e-3", "1e-6", "5e-4"),
+    "ppo": ("2e-4", "2e-3", "1e-6", "5e-4"), "mlm": ("1e-3", None, "5e-5", None),
+    "classify": ("5e-4", "2e-2", "2e-5", "2e-2")}
 # Parameters from which on a model counts as a real one.
 REAL = 20_000_000
 # Option -> its default for the toy and for a real model, which is to fit into 4 GB.
@@ -90,8 +91,9 @@ def files(sub, text="a new folder for the result", required=True):
 def machine(sub, seed=True):
     if seed:
         option(sub, "--seed", "N", WHOLE, 0, "of all random numbers")
-    sub.add_argument("--device", metavar="NAME", choices=("auto", "cpu", "cuda", "mps"), default="auto",
-                     help="cpu, cuda or mps (default auto: the best there is)")
+    sub.add_argument(
+        "--device", metavar="NAME", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+        help="cpu, cuda or mps (default auto: the best there is)")
 
 
 def overwrite(sub):
@@ -154,8 +156,9 @@ def refuse_lora(text):
 
 
 def context(sub):
-    option(sub, "--context", "N", COUNT, None,
-           f"tokens of a row at most (default: the model's context; plain text and a real model: {WINDOW})")
+    option(
+        sub, "--context", "N", COUNT, None,
+        f"tokens of a row at most (default: the model's context; plain text and a real model: {WINDOW})")
 
 
 def running(sub):
@@ -176,8 +179,9 @@ def training(sub, verb):
     encoder = verb in ("mlm", "classify")
     sized(sub, "--batch-size", "rows in a batch", 16 if encoder else None)
     sized(sub, "--accumulate", "batches in an optimizer step", 1 if encoder else None)
-    sub.add_argument("--dtype", metavar="NAME", choices=("float32", "bfloat16"), default="float32",
-                     help="float32, or bfloat16 on a CUDA device (default float32)")
+    sub.add_argument(
+        "--dtype", metavar="NAME", choices=("float32", "bfloat16"), default="float32",
+        help="float32, or bfloat16 on a CUDA device (default float32)")
     running(sub)
 
 
@@ -191,10 +195,12 @@ def clusters(text):
 
 def folds(sub):
     """The options of leaving one cluster out."""
-    flag(sub, "--leave-one-cluster-out", 'tune on all clusters but one, assess on that one: rows {"messages", "task", '
-         '"cluster"}; without --data, chats about the world')
-    sub.add_argument("--clusters", metavar="N", type=clusters, nargs="+", default=[1, 2, 4, "all"],
-                     help="numbers of clusters to tune on (default 1 2 4 all)")
+    flag(
+        sub, "--leave-one-cluster-out", 'tune on all clusters but one, assess on that one: rows {"messages", "task", '
+        '"cluster"}; without --data, chats about the world')
+    sub.add_argument(
+        "--clusters", metavar="N", type=clusters, nargs="+", default=[1, 2, 4, "all"],
+        help="numbers of clusters to tune on (default 1 2 4 all)")
     sub.add_argument("--seeds", metavar="N", type=WHOLE, nargs="+", default=[0], help="of everything (default 0)")
     option(sub, "--steps", "N", COUNT, 90, "of tuning, in each fold")
     option(sub, "--lr", "X", POSITIVE, 5e-4, "of tuning")

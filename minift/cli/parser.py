@@ -6,8 +6,9 @@ from minift.cli import options as add
 
 COMMAND = "python -m minift"
 # In the order of --help. The module of a verb has its name, with _ for -.
-VERBS = ("tour", "pretrain", "mlm", "classify", "sft", "reward", "ppo", "dpo", "check-data", "generate", "evaluate",
-         "chat", "templates", "label", "merge", "export", "lesson")
+VERBS = (
+    "tour", "pretrain", "mlm", "classify", "sft", "reward", "ppo", "dpo", "check-data", "generate", "evaluate",
+    "chat", "templates", "label", "merge", "export", "lesson")
 
 
 def find_module(verb):
@@ -17,16 +18,18 @@ def find_module(verb):
 
 def parse(argv):
     """The options of a command line. MiniftError for a wrong one; --help prints and exits, as argparse does."""
-    parser = add.Parser(prog=COMMAND, description="minift: fine-tuning from scratch, in pure PyTorch.",
-                        allow_abbrev=False, formatter_class=add.layout,
-                        epilog=f"{COMMAND} VERB --help says more, with an example.")
+    parser = add.Parser(
+        prog=COMMAND, description="minift: fine-tuning from scratch, in pure PyTorch.",
+        allow_abbrev=False, formatter_class=add.layout,
+        epilog=f"{COMMAND} VERB --help says more, with an example.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
         module = find_module(verb)
         lines = [f"  {COMMAND} {example}" for example in module.EXAMPLES]
-        one = verbs.add_parser(verb, help=module.HELP, description=module.HELP, usage=f"{COMMAND} {verb} [options]",
-                               allow_abbrev=False, formatter_class=add.layout,
-                               epilog="\n".join(["example:", *lines]))
+        one = verbs.add_parser(
+            verb, help=module.HELP, description=module.HELP, usage=f"{COMMAND} {verb} [options]",
+            allow_abbrev=False, formatter_class=add.layout,
+            epilog="\n".join(["example:", *lines]))
         module.add_options(one)
     options = parser.parse_args(argv)
     options.argv = list(argv)

@@ -3,8 +3,9 @@
 from minift.cli import options as add
 
 HELP = 'PPO on JSONL rows {"prompt"}, with a reward model or your own function as the judge.'
-EXAMPLES = ["ppo --model data/base --data data/samples/prompts.jsonl --reward-fn data/samples/reward_fn.py:score "
-            "--out runs/ppo"]
+EXAMPLES = [
+    "ppo --model data/base --data data/samples/prompts.jsonl --reward-fn data/samples/reward_fn.py:score "
+    "--out runs/ppo"]
 
 
 def add_options(parser):
@@ -13,8 +14,9 @@ def add_options(parser):
     add.data(parser, 'JSONL; {"prompt"} goes through the chat template, {"text"} does not')
     add.files(parser)
     parser.add_argument("--reward-model", metavar="DIR", help="a folder that the verb reward wrote")
-    parser.add_argument("--reward-fn", metavar="FILE.py:NAME",
-                        help="a function of (prompts, responses), returns floats")
+    parser.add_argument(
+        "--reward-fn", metavar="FILE.py:NAME",
+        help="a function of (prompts, responses), returns floats")
     add.rate(parser, "ppo")
     add.option(parser, "--iterations", "N", add.COUNT, 20, "rollouts, each with its updates")
     add.option(parser, "--batch-size", "N", add.COUNT, 32, "answers in a rollout")

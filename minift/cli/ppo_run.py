@@ -44,16 +44,18 @@ def ppo(options):
     prompts, valid = ([example["input_ids"] for example in examples] for examples in (data.train, data.valid))
     watch = Watch(run, config, reward_fn, reference, valid)
     with run.recorded():
-        history = train_ppo(run.model, reference, value_model, reward_fn, prompts, config,
-                            iterations=options.iterations, batch_size=options.batch_size, seed=options.seed,
-                            eos_id=run.tokenizer.eos_id, pad_id=run.tokenizer.pad_id,
-                            on_iteration=watch, state_path=run.state_path, resume=options.resume)
+        history = train_ppo(
+            run.model, reference, value_model, reward_fn, prompts, config,
+            iterations=options.iterations, batch_size=options.batch_size, seed=options.seed,
+            eos_id=run.tokenizer.eos_id, pad_id=run.tokenizer.pad_id,
+            on_iteration=watch, state_path=run.state_path, resume=options.resume)
     if not data.valid:
         run.save()
     best = watch.best or history[-1]
     run.record |= {"steps": options.iterations, "best_step": best["iteration"], "before": watch.before}
-    run.finish(**{name: best[name] for name in watch.before},
-               **{f"last_{name}": history[-1][name] for name in ("score", "kl", "response_length", "eos_share")})
+    run.finish(
+        **{name: best[name] for name in watch.before},
+        **{f"last_{name}": history[-1][name] for name in ("score", "kl", "response_length", "eos_share")})
 
 
 def first_values(run, reward_model):
@@ -108,8 +110,9 @@ class Watch:
         model, tokenizer = self.run.model, self.run.tokenizer
         generator = make_generator(model, self.run.options.seed)
         for part in chunks(self.prompts, self.run.options.batch_size):
-            out = generate_batch(model, tokenizer, part, max_new_tokens=self.config.max_new_tokens,
-                                 temperature=self.config.temperature, generator=generator)
+            out = generate_batch(
+                model, tokenizer, part, max_new_tokens=self.config.max_new_tokens,
+                temperature=self.config.temperature, generator=generator)
             kl = kl_estimate(out.logprobs, self.reference(out.input_ids, out.attention_mask), "k1")      # (B, T-1)
             kls += masked_sum(kl, out.response_mask[:, 1:], 1).tolist()
             ended = out.ended(tokenizer.eos_id)                                                          # (B,)

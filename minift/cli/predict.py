@@ -33,8 +33,9 @@ def label_rows(options):
         raise MiniftError(f"dataset is empty: no text is left of {', '.join(options.predict)} ({tally})")
     model.to(pick_device(options.device))
     found = iter(predict(model, labelled_batches(used, tokenizer.pad_id, options.batch_size)).tolist())
-    written = [labelled(row.values, model.labels, None if example is None else next(found))
-               for row, example in zip(rows, examples)]
+    written = [
+        labelled(row.values, model.labels, None if example is None else next(found))
+        for row, example in zip(rows, examples)]
     if options.out:
         write_jsonl(options.out, written)
     else:
@@ -50,8 +51,9 @@ def labelled(values, labels, probabilities):
     if probabilities is None:
         return {**values, **given, "label": None, "probabilities": None}
     best = max(range(len(labels)), key=probabilities.__getitem__)
-    return {**values, **given, "label": labels[best],
-            "probabilities": {label: round(p, 6) for label, p in zip(labels, probabilities)}}
+    return {
+        **values, **given, "label": labels[best],
+        "probabilities": {label: round(p, 6) for label, p in zip(labels, probabilities)}}
 
 
 def report(tally, rows, labels, file):
@@ -61,8 +63,9 @@ def report(tally, rows, labels, file):
     if not known:
         return
     found = with_interval("accuracy", [float(str(row["given_label"]) == row["label"]) for row in known])
-    print(f"accuracy on the {len(known)} rows that came with a label: {found['accuracy']:.4g} "
-          f"(95 %: {found['accuracy_95%']})", file=file)
+    print(
+        f"accuracy on the {len(known)} rows that came with a label: {found['accuracy']:.4g} "
+        f"(95 %: {found['accuracy_95%']})", file=file)
     unknown = {str(row["given_label"]) for row in known} - set(labels)
     if unknown:
         print(f"of their labels the classifier does not know {listed(unknown)}", file=file)

@@ -71,11 +71,13 @@ def reward_from_function(function, name, tokenizer, prompts):
         except Exception as error:
             raise MiniftError(f"--reward-fn {name}: {blame(error, name.rpartition(':')[0])}") from error
         if len(scores) != len(answers):
-            raise MiniftError(f"--reward-fn {name} returned {len(scores)} numbers for {len(answers)} responses; it "
-                              "must return one for each")
+            raise MiniftError(
+                f"--reward-fn {name} returned {len(scores)} numbers for {len(answers)} responses; it "
+                "must return one for each")
         for score, answer in zip(scores, answers):
             if not math.isfinite(score):
-                raise MiniftError(f"--reward-fn {name} returned {score} for the response {answer!r:.60}; a reward "
-                                  "must be a finite number")
+                raise MiniftError(
+                    f"--reward-fn {name} returned {score} for the response {answer!r:.60}; a reward "
+                    "must be a finite number")
         return torch.tensor(scores, device=generation.input_ids.device)
     return reward_fn

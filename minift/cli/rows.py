@@ -111,8 +111,9 @@ def read_row(where, data, plain, forms):
     useful = {form: keys for form, keys in FORMS.items() if form in forms}
     form = next((form for form, keys in useful.items() if all(values.get(key) is not None for key in keys)), None)
     if form is None:
-        raise MiniftError(f"{where}: expected an object with the keys {describe(forms)}, none of them null; got "
-                          f"{', '.join(map(repr, values)) or 'none'}")
+        raise MiniftError(
+            f"{where}: expected an object with the keys {describe(forms)}, none of them null; got "
+            f"{', '.join(map(repr, values)) or 'none'}")
     for key in FORMS[form]:
         allowed, name = TYPES.get(key, (str, "a string"))
         if not isinstance(values[key], allowed) or isinstance(values[key], bool):

@@ -49,8 +49,9 @@ class Run:
         torch.manual_seed(options.seed)
         self.model, self.tokenizer = open_kind(options.model, kind, options.verb)
         self.settings = settle(options, self.model)
-        recorded = {name: getattr(self.settings, name, value) for name, value in vars(options).items()
-                    if name not in MAY_DIFFER}
+        recorded = {
+            name: getattr(self.settings, name, value) for name, value in vars(options).items()
+            if name not in MAY_DIFFER}
         self.record = {
             "status": "running", "command": command(options.argv), "seed": options.seed, "settings": recorded,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -68,17 +69,19 @@ class Run:
 
     def set_data(self, data):
         """Note the data in the record; with --resume they and all settings must be those with which the run began."""
-        self.record |= {"data": data.files, "validation": data.valid_from,
-                        "rows": {name: vars(tally) for name, tally in data.tallies.items()},
-                        "examples": {"train": len(data.train), "valid": len(data.valid)}}
+        self.record |= {
+            "data": data.files, "validation": data.valid_from,
+            "rows": {name: vars(tally) for name, tally in data.tallies.items()},
+            "examples": {"train": len(data.train), "valid": len(data.valid)}}
         if not self.options.resume:
             return
         old = read_json(self.out / "run.json")
         for now, before in ((self.record["settings"], old["settings"]), (self.record["data"], old["data"])):
             for name in sorted(now.keys() | before.keys()):
                 if now.get(name) != before.get(name):
-                    raise MiniftError(f"--resume goes on with the same run, but {name} was {before.get(name)} and is "
-                                      f"{now.get(name)}; repeat the command that stands in {self.out / 'run.json'}")
+                    raise MiniftError(
+                        f"--resume goes on with the same run, but {name} was {before.get(name)} and is "
+                        f"{now.get(name)}; repeat the command that stands in {self.out / 'run.json'}")
 
     def set_model(self, model):
         """The model to train, on the device; with --lora an adapter around it (a new score head is trained besides)."""
@@ -101,19 +104,21 @@ class Run:
         steps = o.steps or max(1, math.ceil(o.epochs * len(batches) / settings.accumulate))
         every = o.eval_every or max(1, steps // 10)
         with self.recorded():
-            history = train(self.model, batches, loss_fn, steps=steps, lr=settings.lr, accumulate=settings.accumulate,
-                            evaluate=evaluate if valid else None, eval_every=every,
-                            on_best=(lambda row: self.save()) if valid else None, state_path=self.state_path,
-                            save_every=every, resume=o.resume, metrics_path=self.metrics_path, dtype=o.dtype,
-                            name=o.verb)
+            history = train(
+                self.model, batches, loss_fn, steps=steps, lr=settings.lr, accumulate=settings.accumulate,
+                evaluate=evaluate if valid else None, eval_every=every,
+                on_best=(lambda row: self.save()) if valid else None, state_path=self.state_path,
+                save_every=every, resume=o.resume, metrics_path=self.metrics_path, dtype=o.dtype,
+                name=o.verb)
         if not valid:
             self.save()
         self.reload()
         measured = [row for row in history if "valid_loss" in row]
         best = min(measured, key=lambda row: row["valid_loss"], default=history[-1])
         after = {name: best[name] for name in before}
-        self.record |= {"steps": steps, "best_step": best["step"], "loss": [history[0]["loss"], history[-1]["loss"]],
-                        "before": before, "result": after}
+        self.record |= {
+            "steps": steps, "best_step": best["step"], "loss": [history[0]["loss"], history[-1]["loss"]],
+            "before": before, "result": after}
         return before, after
 
     @contextlib.contextmanager

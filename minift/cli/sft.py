@@ -24,8 +24,9 @@ def run(options):
     from minift.methods.sft import make_sft_loss
     from minift.text.batches import collate
     run = Run(options)
-    data = load(options, partial(encode_dialogue, tokenizer=run.tokenizer, context=run.context),
-                ("messages", "completion"))
+    data = load(
+        options, partial(encode_dialogue, tokenizer=run.tokenizer, context=run.context),
+        ("messages", "completion"))
     run.set_data(data)
     run.set_model(run.model)
     make_batches = partial(run.batches, collate=partial(collate, pad_id=run.tokenizer.pad_id))

@@ -3,18 +3,21 @@
 from minift.cli import options as add
 
 HELP = "Labelled rows become chats for sft, through a file of templates."
-EXAMPLES = ["templates --data data/samples/labels.jsonl --templates data/samples/templates.json "
-            "--out runs/chats.jsonl"]
+EXAMPLES = [
+    "templates --data data/samples/labels.jsonl --templates data/samples/templates.json "
+    "--out runs/chats.jsonl"]
 # What a row of `label annotate` says of one person.
 PERSONAL = ("annotator", "seconds", "time")
 
 
 def add_options(parser):
     add.data(parser, 'JSONL rows with the templates\' fields; of "label annotate", the rows of all annotators')
-    parser.add_argument("--templates", metavar="FILE", required=True,
-                     help='JSON: {task: {"cluster", "templates": [{"instruction", "response"}, ...]}}')
-    parser.add_argument("--split", metavar="NAME", choices=("seen", "held-out"), default="seen",
-                     help="which templates: seen, or held-out, to test on (default seen)")
+    parser.add_argument(
+        "--templates", metavar="FILE", required=True,
+        help='JSON: {task: {"cluster", "templates": [{"instruction", "response"}, ...]}}')
+    parser.add_argument(
+        "--split", metavar="NAME", choices=("seen", "held-out"), default="seen",
+        help="which templates: seen, or held-out, to test on (default seen)")
     add.flag(parser, "--no-inverted", "leave out templates that ask for the text and give the label")
     parser.add_argument("--out", metavar="FILE", required=True, help="the JSONL file for the chats")
     add.option(parser, "--seed", "N", add.WHOLE, 0, "of which template a row gets")
@@ -34,8 +37,9 @@ def run(options):
         rows = read_jsonl(path)
         if all("annotator" in row and "label" in row and "id" in row for row in rows):
             rows = adjudicated(rows)
-        chats += instantiate(rows, known, split=options.split, seed=options.seed, inverted=not options.no_inverted,
-                             name=f"{path}, row")
+        chats += instantiate(
+            rows, known, split=options.split, seed=options.seed, inverted=not options.no_inverted,
+            name=f"{path}, row")
     write_jsonl(options.out, chats)
     print(f"{len(chats)} chats of {len({chat['task'] for chat in chats})} tasks, written to {options.out}")
 

@@ -18,5 +18,6 @@ def add_options(parser):
 def run(options):
     # The imports stand here, so that --help answers without loading PyTorch.
     from minift import tour
-    tour.run(out=options.out, seed=options.seed, seeds=options.seeds, stages=options.stages, quick=options.quick,
-             resume=options.resume)
+    tour.run(
+        out=options.out, seed=options.seed, seeds=options.seeds, stages=options.stages, quick=options.quick,
+        resume=options.resume)

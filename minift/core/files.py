@@ -26,8 +26,9 @@ NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 def check_data_folder(purpose):
     """MiniftError where minift was installed without the repository's data/. purpose: what needs it ("the tour")."""
     if not (DATA / "base").is_dir():
-        raise MiniftError(f"{purpose} needs the folder data/ of minift's repository, which an installed package does "
-                          "not have; clone the repository and run the command there")
+        raise MiniftError(
+            f"{purpose} needs the folder data/ of minift's repository, which an installed package does "
+            "not have; clone the repository and run the command there")
 
 
 def write_bytes(path, data):
@@ -111,8 +112,9 @@ def write_tensors(path, tensors, metadata):
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     storages = [tensor.untyped_storage().data_ptr() for tensor in tensors.values()]
-    tensors = {name: tensor.clone() if storages.count(storage) > 1 else tensor
-               for (name, tensor), storage in zip(tensors.items(), storages, strict=True)}
+    tensors = {
+        name: tensor.clone() if storages.count(storage) > 1 else tensor
+        for (name, tensor), storage in zip(tensors.items(), storages, strict=True)}
     metadata = json.loads(json.dumps(metadata))
     header = {"format": "minift-tensors", "version": VERSION, "sha256": digest(tensors, metadata), "metadata": metadata}
     # "format": "pt" is what transformers looks for
@@ -140,8 +142,9 @@ def read_tensors(path, foreign=False):
     if not isinstance(header, dict) or header.get("format") != "minift-tensors":
         raise MiniftError(f"{path} is a safetensors file, but minift did not write it")
     if header.get("version") != VERSION:
-        raise MiniftError(f"{path} has format version {header.get('version')}, this minift reads version {VERSION}; "
-                          "update minift")
+        raise MiniftError(
+            f"{path} has format version {header.get('version')}, this minift reads version {VERSION}; "
+            "update minift")
     if digest(tensors, header.get("metadata")) != header.get("sha256"):
         raise MiniftError(f"{path} is corrupted: its contents do not match their checksum; restore it from a copy")
     return tensors, header["metadata"]

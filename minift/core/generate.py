@@ -46,8 +46,9 @@ def left_pad(prompts, pad_id, device=None):
 
 
 @torch.no_grad()
-def generate(model, input_ids, attention_mask=None, *, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_id,
-             pad_id, generator=None):
+def generate(
+        model, input_ids, attention_mask=None, *, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_id,
+        pad_id, generator=None):
     """Sample up to max_new_tokens behind each prompt -> Generation; stops early when every row has written eos_id.
 
     input_ids: (B, T), left-padded. temperature: 0 is greedy. top_k, top_p: keep the k likeliest ids, then the fewest
@@ -167,8 +168,9 @@ def check(config, input_ids, attention_mask, max_new_tokens, temperature, top_k,
     if top_p is not None:
         check_number("top_p", top_p, above=0, most=1)
     if input_ids.shape[1] + max_new_tokens > config.context_length:
-        raise MiniftError(f"prompt of {input_ids.shape[1]} + max_new_tokens {max_new_tokens} is beyond the context of "
-                          f"{config.context_length} tokens; shorten one of them")
+        raise MiniftError(
+            f"prompt of {input_ids.shape[1]} + max_new_tokens {max_new_tokens} is beyond the context of "
+            f"{config.context_length} tokens; shorten one of them")
     if attention_mask is None:
         return None
     mask = attention_mask.bool()

@@ -40,8 +40,9 @@ def response_logprobs(hidden, head, input_ids, response_mask, temperature=1.0, c
     mask = response_mask.bool()
     mask = mask[:, 1:] if mask.shape[1] == input_ids.shape[1] else mask      # (B, T - 1)
     if mask.shape != input_ids[:, 1:].shape:
-        raise MiniftError(f"response_mask has shape {tuple(response_mask.shape)}; expected {tuple(input_ids.shape)}, "
-                          f"or one column less")
+        raise MiniftError(
+            f"response_mask has shape {tuple(response_mask.shape)}; expected {tuple(input_ids.shape)}, "
+            f"or one column less")
     states = hidden[:, :-1][mask]                                            # (N, D) token t - 1 speaks about token t
     targets = input_ids[:, 1:][mask]                                         # (N,)
 
@@ -54,8 +55,9 @@ def response_logprobs(hidden, head, input_ids, response_mask, temperature=1.0, c
     if len(states) <= rows:
         picked = chunk_logprobs(states, targets)
     elif torch.is_grad_enabled():
-        picked = torch.cat([checkpoint(chunk_logprobs, s, t, use_reentrant=False)
-                            for s, t in zip(states.split(rows), targets.split(rows))])
+        picked = torch.cat(
+            [checkpoint(chunk_logprobs, s, t, use_reentrant=False)
+             for s, t in zip(states.split(rows), targets.split(rows))])
     else:
         picked = torch.cat([chunk_logprobs(s, t) for s, t in zip(states.split(rows), targets.split(rows))])
     return picked.new_zeros(mask.shape).masked_scatter(mask, picked)         # (B, T - 1)
@@ -73,8 +75,9 @@ def labelled_nll(hidden, head, labels, vocab_size):
     # On a GPU the check would wait for all work in flight.
     if labels.device.type == "cpu" and wrong.any():
         row, column = wrong.nonzero()[0].tolist()
-        raise MiniftError(f"label {labels[row, column].item()} at row {row}, column {column}; expected an id below "
-                          f"{vocab_size}, or {IGNORE_INDEX} for nothing to learn")
+        raise MiniftError(
+            f"label {labels[row, column].item()} at row {row}, column {column}; expected an id below "
+            f"{vocab_size}, or {IGNORE_INDEX} for nothing to learn")
     logprobs = response_logprobs(hidden, head, targets, learned)             # (B, T - 1)
     return -logprobs.sum(), int(learned[:, 1:].sum())
 
@@ -86,8 +89,9 @@ def make_next_token_loss(model):
     position_ids, segment_ids. Nothing to learn: the loss is 0, never NaN.
     """
     def loss_fn(batch):
-        hidden = model.body(batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids"),
-                            batch.get("segment_ids"))                        # (B, T, D)
+        hidden = model.body(
+            batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids"),
+            batch.get("segment_ids"))                                        # (B, T, D)
         labels = batch.get("labels", batch["input_ids"])
         nll, n_tokens = labelled_nll(hidden, model.head, labels, model.config.vocab_size)
         return nll / max(n_tokens, 1), {"n_tokens": n_tokens}

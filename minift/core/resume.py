@@ -51,8 +51,10 @@ class TrainingState:
             for key, value in moments.get(number, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
         counters = {"step": self.step, "n_batches": self.n_batches, "first_epoch": self.first_epoch, "best": self.best}
-        write_tensors(path, tensors, {"kind": FORMAT, **counters, "settings": self.settings,
-                                      "machine": machine_record(), "history": self.history})
+        write_tensors(
+            path, tensors, {
+                "kind": FORMAT, **counters, "settings": self.settings,
+                "machine": machine_record(), "history": self.history})
 
     def load(self, path):
         """Take over the state in `path`: weights, moments, counters, the data's position, the random numbers last.
@@ -79,18 +81,21 @@ class TrainingState:
         differing = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
         if differing:
             name = differing[0]
-            raise MiniftError(f"{path} belongs to another model: {name[6:]} has shape {_shape(theirs.get(name))}, here "
-                              f"{_shape(mine.get(name))} ({len(differing)} trainable parameters differ)")
+            raise MiniftError(
+                f"{path} belongs to another model: {name[6:]} has shape {_shape(theirs.get(name))}, here "
+                f"{_shape(mine.get(name))} ({len(differing)} trainable parameters differ)")
         for key, value in self.settings.items():
             if saved["settings"].get(key) != value:
-                warnings.warn(f"resuming with {key}={value}, but {path} was written with {saved['settings'].get(key)}",
-                              stacklevel=4)
+                warnings.warn(
+                    f"resuming with {key}={value}, but {path} was written with {saved['settings'].get(key)}",
+                    stacklevel=4)
         here = machine_record()
         # States of older versions hold no record of the machine.
         there = saved.get("machine", here)
         if there != here:
-            warnings.warn(f"the resumed run will not be bit-equal to one that was never stopped: {path} was written "
-                          f"with {describe(there)}, this run has {describe(here)}", stacklevel=4)
+            warnings.warn(
+                f"the resumed run will not be bit-equal to one that was never stopped: {path} was written "
+                f"with {describe(there)}, this run has {describe(here)}", stacklevel=4)
 
     def _load_moments(self, tensors):
         numbers = {name: number for number, name in enumerate(self.parameters())}
@@ -144,8 +149,9 @@ def endless(batches):
             empty = False
             yield batch
         if empty:
-            raise MiniftError("there are no batches: the dataset is empty, or it is a generator, which can be read "
-                              "only once (pass a list or another re-iterable)")
+            raise MiniftError(
+                "there are no batches: the dataset is empty, or it is a generator, which can be read "
+                "only once (pass a list or another re-iterable)")
 
 
 def move_batch(batch, device):

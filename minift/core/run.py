@@ -27,8 +27,9 @@ class Run:
     name: on the bar. unit: what a step is called in messages.
     """
 
-    def __init__(self, state, steps, *, name, unit="step", state_path=None, save_every=0, resume=False,
-                 metrics_path=None, progress=True):
+    def __init__(
+            self, state, steps, *, name, unit="step", state_path=None, save_every=0, resume=False,
+            metrics_path=None, progress=True):
         self.state, self.steps, self.unit = state, steps, unit
         self.state_path, self.save_every, self.metrics_path = state_path, save_every, metrics_path
         if resume:

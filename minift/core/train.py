@@ -95,8 +95,9 @@ def train(model, batches, loss_fn, config=None, *, evaluate=None, on_best=None, 
     loss_fn = in_dtype(loss_fn, config.dtype, device)
     optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
     state = TrainingState(model, optimizer, batches, device, recorded_settings(config))
-    run = Run(state, config.steps, name=config.name, state_path=config.state_path, save_every=config.save_every,
-              resume=config.resume, metrics_path=config.metrics_path, progress=config.progress)
+    run = Run(
+        state, config.steps, name=config.name, state_path=config.state_path, save_every=config.save_every,
+        resume=config.resume, metrics_path=config.metrics_path, progress=config.progress)
 
     # eval_mode gives each module its own mode back at the end.
     with eval_mode(model), run:
@@ -163,8 +164,9 @@ def make_config(config, settings):
 
 def recorded_settings(config):
     """The settings that a resumed run must share with the run that was stopped."""
-    return {**config.schedule(), "weight_decay": config.weight_decay, "betas": list(config.betas),
-            "accumulate": config.accumulate, "clip": config.clip}
+    return {
+        **config.schedule(), "weight_decay": config.weight_decay, "betas": list(config.betas),
+        "accumulate": config.accumulate, "clip": config.clip}
 
 
 def place_model(model, config):
@@ -218,8 +220,9 @@ def warn_untrained(state, metrics):
     missing = [name for name, parameter in state.parameters().items() if parameter.grad is None]
     if missing:
         more = ", ..." if len(missing) > 4 else ""
-        warnings.warn(f"{len(missing)} trainable parameters received no gradient, so they are not being trained: "
-                      f"{', '.join(missing[:4])}{more}", stacklevel=3)
+        warnings.warn(
+            f"{len(missing)} trainable parameters received no gradient, so they are not being trained: "
+            f"{', '.join(missing[:4])}{more}", stacklevel=3)
 
 
 def check_learned(history):
@@ -228,8 +231,9 @@ def check_learned(history):
     if n_skipped == len(history):
         raise MiniftError("nothing was learned: no batch held a single token to learn (every label is -100)")
     if n_skipped:
-        warnings.warn(f"{n_skipped} of {len(history)} steps were skipped: their batches held no token to learn",
-                      stacklevel=3)
+        warnings.warn(
+            f"{n_skipped} of {len(history)} steps were skipped: their batches held no token to learn",
+            stacklevel=3)
 
 
 def shown_numbers(row, history):

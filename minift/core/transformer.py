@@ -164,8 +164,9 @@ class Transformer(nn.Module):
         x = self.embed(input_ids)                                            # (B, T, D)
         angles = None
         if self.positions is None:
-            angles = rotary_angles(position_ids, self.config.d_head, self.config.rope_theta, x.dtype,
-                                   self.config.rope_scaling)
+            angles = rotary_angles(
+                position_ids, self.config.d_head, self.config.rope_theta, x.dtype,
+                self.config.rope_scaling)
         else:
             x = x + self.positions(position_ids)
         if attention_mask is None and segment_ids is None and (past == 0 or T == 1):
@@ -185,8 +186,9 @@ class Transformer(nn.Module):
     def check(self, input_ids, attention_mask, position_ids, segment_ids, cache):
         """Refuse what would fail deep inside, or worse, would not fail; returns attention_mask as bool."""
         if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32):
-            raise MiniftError(f"input_ids must be whole numbers (torch.long) of shape (B, T); got {input_ids.dtype} "
-                              f"of shape {tuple(input_ids.shape)}")
+            raise MiniftError(
+                f"input_ids must be whole numbers (torch.long) of shape (B, T); got {input_ids.dtype} "
+                f"of shape {tuple(input_ids.shape)}")
         past, room, limit = 0, self.config.context_length, "context"
         if cache is not None:
             past = cache.length
@@ -197,9 +199,10 @@ class Transformer(nn.Module):
         (B, T), S = input_ids.shape, past + input_ids.shape[1]
         if S > room:
             raise MiniftError(f"length {S} is beyond the {limit} of {room} tokens; shorten or split the input")
-        for name, given, shapes in (("attention_mask", attention_mask, [(B, S)]),
-                                    ("segment_ids", segment_ids, [(B, T)]),
-                                    ("position_ids", position_ids, [(B, T), (1, T)])):
+        for name, given, shapes in (
+                ("attention_mask", attention_mask, [(B, S)]),
+                ("segment_ids", segment_ids, [(B, T)]),
+                ("position_ids", position_ids, [(B, T), (1, T)])):
             if given is not None and given.shape not in shapes:
                 raise MiniftError(f"{name} has shape {tuple(given.shape)}; expected {shapes[0]}")
         check_range(input_ids, self.config.vocab_size, "token id", "the vocabulary")

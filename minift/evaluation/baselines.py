@@ -41,8 +41,9 @@ def bag_of_words(train_rows, train_labels, rows, labels, n_label, max_words=5000
     """
     known = Counter(word for row in train_rows for word in row_words(row)).most_common(max_words)
     place = {word: i for i, (word, _) in enumerate(known)}
-    linear = fit_linear(count_words(train_rows, place), torch.tensor(train_labels), n_label, standardise=False,
-                        seed=seed)
+    linear = fit_linear(
+        count_words(train_rows, place), torch.tensor(train_labels), n_label, standardise=False,
+        seed=seed)
     return accuracy(linear(count_words(rows, place)).argmax(-1), labels)
 
 

@@ -55,12 +55,15 @@ def leave_one_cluster_out(tasks):
     if ids and max(ids.values()) > 1:
         raise MiniftError(f"two rows have the id {max(ids, key=ids.get)!r}; give each its own")
     names = sorted(set().union(*clusters.values()))
-    folds = [Fold(name, [item for task, item in items if name not in clusters[task]],
-                  [item for task, item in items if clusters[task] == {name}]) for name in names]
+    folds = [
+        Fold(
+            name, [item for task, item in items if name not in clusters[task]],
+            [item for task, item in items if clusters[task] == {name}]) for name in names]
     if len(folds) < 2 or not all(fold.train and fold.test for fold in folds):
         sizes = ", ".join(f"{fold.cluster} {len(fold.train)}/{len(fold.test)}" for fold in folds)
-        raise MiniftError("leaving one cluster out needs at least two clusters, each with a task that is in no other; "
-                          f"got, to tune on / to assess: {sizes}")
+        raise MiniftError(
+            "leaving one cluster out needs at least two clusters, each with a task that is in no other; "
+            f"got, to tune on / to assess: {sizes}")
     return folds
 
 
@@ -85,16 +88,18 @@ def check_leaks(train_rows, test_rows):
     for number, row in enumerate(test_rows, start=1):
         for kind, value in traces(row):
             if (kind, value) in known:
-                raise MiniftError(f"leak: the withheld row {row.get('id', number)!r} and the training row "
-                                  f"{known[kind, value]!r} have the same {kind} {value[:80]!r}; remove one of them")
+                raise MiniftError(
+                    f"leak: the withheld row {row.get('id', number)!r} and the training row "
+                    f"{known[kind, value]!r} have the same {kind} {value[:80]!r}; remove one of them")
 
 
 def traces(row):
     """(kind, value) of all that must not be on both sides."""
     if not isinstance(row, dict):
         raise MiniftError(f"leaks are looked for in rows (dicts); got {row!r:.80}")
-    found = [(kind, value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str))
-             for kind in ("task", "template", "scene") if (value := row.get(kind)) is not None]
+    found = [
+        (kind, value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str))
+        for kind in ("task", "template", "scene") if (value := row.get(kind)) is not None]
     said = row.get("messages") or []
     texts = ["\n".join(message["content"] for message in said if message["role"] == "user")]
     texts += [row[key] for key in ("instruction", "prompt", "story") if isinstance(row.get(key), str)]
@@ -125,8 +130,9 @@ def run_folds(folds, make_model, tune, assess, state_path=None, *, seed=0, progr
         model = make_model()
         base = digest(model.state_dict(), {})
         if state.setdefault("base", base) != base:
-            raise MiniftError(f"the fold {fold.cluster!r} starts from other weights than the folds before it; let "
-                              "make_model load the same base each time, and choose a new state_path for a new base")
+            raise MiniftError(
+                f"the fold {fold.cluster!r} starts from other weights than the folds before it; let "
+                "make_model load the same base each time, and choose a new state_path for a new base")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             tuned = tune(model, list(fold.train))
@@ -153,12 +159,14 @@ def macro_micro(scores):
 
     scores: cluster -> a score, a list of them, or {task: score}. {A: .9, B: [.5, .7]} -> macro 0.75, micro 0.7.
     """
-    lists = [list(value.values()) if isinstance(value, Mapping) else [value] if isinstance(value, int | float)
-             else list(value) for value in scores.values()]
+    lists = [
+        list(value.values()) if isinstance(value, Mapping) else [value] if isinstance(value, int | float)
+        else list(value) for value in scores.values()]
     if not lists or not all(lists):
         raise MiniftError(f"an average needs at least one score in each cluster; got {scores!r:.80}")
-    return {"macro": math.fsum(math.fsum(values) / len(values) for values in lists) / len(lists),
-            "micro": math.fsum(sum(lists, [])) / sum(map(len, lists))}
+    return {
+        "macro": math.fsum(math.fsum(values) / len(values) for values in lists) / len(lists),
+        "micro": math.fsum(sum(lists, [])) / sum(map(len, lists))}
 
 
 def over_seeds(runs):

@@ -109,8 +109,9 @@ def example_reference(vocab_size=8, length=4, seed=0):
     """A small random LanguageModel whose answers are far from equally likely."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = TransformerConfig(vocab_size, length + 4, n_layer=1, n_head=2, d_model=32, d_ff=64,
-                                   positions="learned")
+        config = TransformerConfig(
+            vocab_size, length + 4, n_layer=1, n_head=2, d_model=32, d_ff=64,
+            positions="learned")
         model = LanguageModel(config, tie_embeddings=False).eval()
     with torch.no_grad():
         for parameter in model.parameters():

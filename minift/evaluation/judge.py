@@ -43,8 +43,9 @@ def compare(judge, prompts, answers_a, answers_b, seed=0):
     """
     prompts, a, b = list(prompts), list(answers_a), list(answers_b)
     if not len(prompts) == len(a) == len(b) or not prompts:
-        raise MiniftError(f"expected an answer of each model to each prompt, at least one; got {len(prompts)} prompts, "
-                          f"{len(a)} and {len(b)} answers")
+        raise MiniftError(
+            f"expected an answer of each model to each prompt, at least one; got {len(prompts)} prompts, "
+            f"{len(a)} and {len(b)} answers")
     rng, orders = random.Random(f"compare/{seed}"), [(False, True), (True, False)]
     turns = [(i, rng.choice(orders)) for i in rng.sample(range(len(prompts)), len(prompts))]
     verdicts = {}
@@ -57,10 +58,11 @@ def compare(judge, prompts, answers_a, answers_b, seed=0):
     if not pairs:
         raise MiniftError("the judge skipped every prompt; there is nothing to compare")
     wins = [(straight + 1 - swapped) / 2 for straight, swapped in pairs]
-    return Comparison(math.fsum(wins) / len(wins), *interval(wins, seed),
-                      disagreement=sum(straight != 1 - swapped for straight, swapped in pairs) / len(pairs),
-                      first_rate=sum(straight + swapped for straight, swapped in pairs) / len(pairs) / 2,
-                      n=len(pairs), skipped=len(prompts) - len(pairs))
+    return Comparison(
+        math.fsum(wins) / len(wins), *interval(wins, seed),
+        disagreement=sum(straight != 1 - swapped for straight, swapped in pairs) / len(pairs),
+        first_rate=sum(straight + swapped for straight, swapped in pairs) / len(pairs) / 2,
+        n=len(pairs), skipped=len(prompts) - len(pairs))
 
 
 def checked(verdict):
@@ -73,8 +75,9 @@ def interval(values, seed, level=0.95, n=2000):
     """(low, high): quantiles of the means of n resamples of the values."""
     values = torch.tensor(values, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
-    means = torch.stack([values[torch.randint(len(values), (len(values),), generator=generator)].mean()
-                         for _ in range(n)])
+    means = torch.stack(
+        [values[torch.randint(len(values), (len(values),), generator=generator)].mean()
+         for _ in range(n)])
     return tuple(torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist())
 
 

@@ -63,8 +63,9 @@ def paired(predictions, references):
         raise MiniftError("expected two lists, one entry a prediction; got a string")
     lists = [x.tolist() if isinstance(x, torch.Tensor) else list(x) for x in (predictions, references)]
     if len(lists[0]) != len(lists[1]) or not lists[0]:
-        raise MiniftError(f"expected as many predictions as references, at least one; got {len(lists[0])} and "
-                          f"{len(lists[1])}")
+        raise MiniftError(
+            f"expected as many predictions as references, at least one; got {len(lists[0])} and "
+            f"{len(lists[1])}")
     return lists
 
 
@@ -167,8 +168,9 @@ def bootstrap_interval(values, seed=0, level=0.95, n=2000):
     """(low, high) between which the mean lies with confidence `level`: quantiles of the means of n resamples."""
     values = torch.as_tensor(values, dtype=torch.float64, device="cpu").reshape(-1)
     if len(values) == 0 or not values.isfinite().all() or not 0 < level < 1:
-        raise MiniftError(f"a bootstrap needs finite values, at least one, and 0 < level < 1; got {len(values)} values "
-                          f"and level {level}")
+        raise MiniftError(
+            f"a bootstrap needs finite values, at least one, and 0 < level < 1; got {len(values)} values "
+            f"and level {level}")
     generator = torch.Generator().manual_seed(seed)
     resamples = (torch.randint(len(values), (len(values),), generator=generator) for _ in range(n))
     means = torch.stack([values[resample].mean() for resample in resamples])

@@ -51,8 +51,9 @@ class Record:
         """Write the file of all (un)decided entries; then they are the entries."""
         path = self.paths[decided]
         if stamp(path) != self.stamps[decided]:
-            raise MiniftError(f"{path} was changed by another program, so nothing was saved; stop this server and "
-                              "start it again with the same command")
+            raise MiniftError(
+                f"{path} was changed by another program, so nothing was saved; stop this server and "
+                "start it again with the same command")
         write_jsonl(path, [row for row, kind in entries if kind == decided])
         self.entries, self.stamps[decided] = entries, stamp(path)
         sync(path.parent)

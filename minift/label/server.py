@@ -21,9 +21,10 @@ from minift.text.jsonl import parse_line
 HOST = "127.0.0.1"
 # bytes.
 LARGEST_BODY, MOST_DRAINED = 64 * 1024, 4 * 1024 * 1024
-PAGE_POLICY = ("default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; connect-src 'self'; img-src data:; "
-               "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
-               "trusted-types 'none'")
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
+    "trusted-types 'none'")
 DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
 
 
@@ -41,8 +42,9 @@ class Server(socketserver.ThreadingTCPServer):
         try:
             super().__init__((HOST, port), Handler)
         except OSError as error:
-            raise MiniftError(f"cannot listen on port {port}: {error.strerror}; take another, or --port 0 for any free "
-                              "one") from error
+            raise MiniftError(
+                f"cannot listen on port {port}: {error.strerror}; take another, or --port 0 for any free "
+                "one") from error
         self.hosts = {f"{name}:{self.server_address[1]}" for name in (HOST, "localhost")}
         # Which browsers leave out.
         if self.server_address[1] == 80:
@@ -159,10 +161,11 @@ class Handler(BaseHTTPRequestHandler):
         """Send an object as JSON, or a text as it is."""
         data = (content if isinstance(content, str) else json.dumps(content)).encode()
         self.send_response(status)
-        headers = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": len(data), "Cache-Control": "no-store",
-                   "Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY",
-                   "Referrer-Policy": "no-referrer", "Cross-Origin-Opener-Policy": "same-origin",
-                   "Cross-Origin-Resource-Policy": "same-origin"}
+        headers = {
+            "Content-Type": f"{kind}; charset=utf-8", "Content-Length": len(data), "Cache-Control": "no-store",
+            "Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY",
+            "Referrer-Policy": "no-referrer", "Cross-Origin-Opener-Policy": "same-origin",
+            "Cross-Origin-Resource-Policy": "same-origin"}
         for name, value in headers.items():
             self.send_header(name, str(value))
         if status == 405:

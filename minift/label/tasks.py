@@ -26,8 +26,9 @@ class Compare:
         """A row {"prompt", "answers": [a, b]} or {"prompt", "chosen", "rejected"} as an item; None: both are equal."""
         answers = values.get("answers", [values.get("chosen"), values.get("rejected")])
         if not isinstance(answers, list) or len(answers) != 2 or not all(isinstance(text, str) for text in answers):
-            raise MiniftError(f'{where}: expected two texts, "answers": [a, b] or "chosen" and "rejected"; got '
-                              f"{answers!r:.80}")
+            raise MiniftError(
+                f'{where}: expected two texts, "answers": [a, b] or "chosen" and "rejected"; got '
+                f"{answers!r:.80}")
         if chat_of(values["prompt"], where)[-1]["role"] != "user":
             raise MiniftError(f"{where}: the prompt must end with a user turn, since an answer follows")
         identity = item_id(values, [values["prompt"], answers], where)
@@ -49,8 +50,9 @@ class Compare:
         if value not in ("left", "right"):
             raise MiniftError(f"the choice is {value!r:.40}; expected left, right, tie or nothing")
         chosen, rejected = (left, right) if value == "left" else (right, left)
-        return {"prompt": item["prompt"], "chosen": chosen, "rejected": rejected,
-                "order": ["chosen", "rejected"] if value == "left" else ["rejected", "chosen"]}, True
+        return {
+            "prompt": item["prompt"], "chosen": chosen, "rejected": rejected,
+            "order": ["chosen", "rejected"] if value == "left" else ["rejected", "chosen"]}, True
 
     def rating(self, item, row):
         """What a row says of an item, whatever the order was: which answer, or "tie"; None for a skip."""
@@ -104,8 +106,9 @@ class Write:
         messages = [{"role": turn["role"], "content": turn["content"].strip()} for turn in messages]
         if messages[-1]["role"] != "assistant" or not all(turn["content"] for turn in messages):
             raise MiniftError("an instruction or a response is empty; fill it in, or remove the turn")
-        return {"messages": messages, "task": value["task"].strip(), "cluster": "written", "source": "person",
-                "id": f"written-{digest(messages)}"}, True
+        return {
+            "messages": messages, "task": value["task"].strip(), "cluster": "written", "source": "person",
+            "id": f"written-{digest(messages)}"}, True
 
 
 def by_id(items):

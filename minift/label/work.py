@@ -22,8 +22,9 @@ class Work:
 
     def setup(self):
         """What the page needs to know once."""
-        return {"mode": self.task.mode, "labels": list(getattr(self.task, "labels", ())), "guidelines": self.guidelines,
-                "annotators": self.annotators}
+        return {
+            "mode": self.task.mode, "labels": list(getattr(self.task, "labels", ())), "guidelines": self.guidelines,
+            "annotators": self.annotators}
 
     def state(self, annotator):
         """How far a person is, and the next item, None when all are done or there is none to show.
@@ -34,9 +35,10 @@ class Work:
         mine = self.mine(name)
         done = {identity_of(row) for row, _ in mine}
         item = next((item for item in items.values() if item["id"] not in done), None)
-        return {"annotator": name, "done": len(mine), "total": len(items) or None,
-                "item": None if item is None else self.task.show(item, name),
-                "last": identity_of(mine[-1][0]) if mine else None}
+        return {
+            "annotator": name, "done": len(mine), "total": len(items) or None,
+            "item": None if item is None else self.task.show(item, name),
+            "last": identity_of(mine[-1][0]) if mine else None}
 
     def answer(self, annotator, identity, value, seconds):
         """Write down what a person decided, then give the next state. What was decided before is not changed."""

@@ -70,9 +70,10 @@ def run(laws, functions):
     tests = [f"{law.file}::{law.name}" for law in laws]
     screen = io.StringIO()
     with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen), torch.random.fork_rng(devices=[]):
-        code = pytest.main([*tests, "-p", "no:cacheprovider", "--capture=sys", "--color=no",
-                            f"--rootdir={TESTS.parent}"],
-                           plugins=[Substitute(laws, functions)])
+        code = pytest.main(
+            [*tests, "-p", "no:cacheprovider", "--capture=sys", "--color=no",
+             f"--rootdir={TESTS.parent}"],
+            plugins=[Substitute(laws, functions)])
     if code == pytest.ExitCode.INTERRUPTED and "KeyboardInterrupt" in screen.getvalue():
         raise KeyboardInterrupt
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):

@@ -16,8 +16,9 @@ from minift.core.files import read_json
 from minift.errors import MiniftError
 
 TESTS = Path(__file__).resolve().parents[2] / "tests"
-LIBRARIES = tuple({str(TESTS), str(TESTS.parent / "minift"), "<frozen",
-                   *map(sysconfig.get_paths().get, ("stdlib", "purelib", "platlib"))})
+LIBRARIES = tuple(
+    {str(TESTS), str(TESTS.parent / "minift"), "<frozen",
+     *map(sysconfig.get_paths().get, ("stdlib", "purelib", "platlib"))})
 # Test -> {a part of the failed line or of its message: the usual mistake}; the part "" stands for any. A law that says
 # by itself what is wrong has no hint.
 HINTS = read_json(Path(__file__).with_name("hints.json"))
@@ -60,18 +61,21 @@ def explain(law, excinfo, signatures):
     lines = [f"{law.file.name}, line {here[-1].lineno + 1}: {one_line(here[-1].statement)}"] if here else []
     refusal_missing = excinfo.errisinstance(pytest.fail.Exception)
     if not excinfo.errisinstance(AssertionError) and not refusal_missing:
-        return lines + [f"error: {excinfo.typename}: {one_line(message)}", *own_line(excinfo),
-                        *remedies(excinfo, message, signatures), *other_error(excinfo, here)]
+        return lines + [
+            f"error: {excinfo.typename}: {one_line(message)}", *own_line(excinfo),
+            *remedies(excinfo, message, signatures), *other_error(excinfo, here)]
     if refusal_missing:
         found = f"{one_line(message)} (what should be refused with an error is let pass)"
     else:
         found = compared(excinfo, message)
     hints = HINTS.get(law.name, {})
     all_said = " ".join([*lines, message, found])
-    hint = next((hint for part, hint in hints.items() if part and part in all_said),
-                None if refusal_missing else hints.get(""))
-    return lines + [f"found: {found}", *remedies(excinfo, message, signatures),
-                    *([HINT + hint] if hint and "None" not in found else [])]
+    hint = next(
+        (hint for part, hint in hints.items() if part and part in all_said),
+        None if refusal_missing else hints.get(""))
+    return lines + [
+        f"found: {found}", *remedies(excinfo, message, signatures),
+        *([HINT + hint] if hint and "None" not in found else [])]
 
 
 def compared(excinfo, message):
@@ -100,8 +104,9 @@ def digits(tensor):
 
 def own_line(excinfo):
     """The learner's own line at which an error arose; nothing when it arose elsewhere."""
-    own = [(str(entry.path), entry.lineno + 1) for entry in excinfo.traceback
-           if not str(entry.path).startswith(LIBRARIES)]
+    own = [
+        (str(entry.path), entry.lineno + 1) for entry in excinfo.traceback
+        if not str(entry.path).startswith(LIBRARIES)]
     return [f"at your line {own[-1][1]}: {linecache.getline(*own[-1]).strip()}"] if own else []
 
 
@@ -143,8 +148,9 @@ def report(laws, functions, hints=True):
             some = f" ({len(law.failures)} of {law.n_cases} cases)" if i == 0 and law.n_cases > 1 else ""
             again = " (as above)" if i == 0 and said.issuperset(law.failures[0].lines[1:] or [line]) else ""
             if line not in said and (hints or not line.startswith(HINT)):
-                lines.append(textwrap.fill(line + some + again, WIDTH, initial_indent=" " * 9,
-                                           subsequent_indent=" " * 13))
+                lines.append(
+                    textwrap.fill(line + some + again, WIDTH, initial_indent=" " * 9,
+                                  subsequent_indent=" " * 13))
             said.add(line)
     printed = failures[0].printed.rstrip() if failures else ""
     return "\n".join(lines + ([f"\nYour function printed:\n{printed}"] if printed else []))

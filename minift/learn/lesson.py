@@ -22,12 +22,14 @@ def open_lesson(number, jupyter_options=()):
     """Open a lesson in the Jupyter that is installed. MiniftError: no such lesson, or no Jupyter."""
     lessons = find_lessons()
     if number not in lessons:
-        raise MiniftError(f"there is no lesson {number}; there are {', '.join(map(str, sorted(lessons)))}, "
-                          "and --list shows their titles")
+        raise MiniftError(
+            f"there is no lesson {number}; there are {', '.join(map(str, sorted(lessons)))}, "
+            "and --list shows their titles")
     program = next((name for name in ("jupyterlab", "notebook") if find_spec(name)), None)
     if program is None:
-        raise MiniftError("Jupyter is not installed: pip install -r requirements-lessons.txt, or open "
-                          f"{lessons[number]} in VS Code or Colab")
+        raise MiniftError(
+            "Jupyter is not installed: pip install -r requirements-lessons.txt, or open "
+            f"{lessons[number]} in VS Code or Colab")
     # The root of the repository is Jupyter's, so that a lesson's links to modules and tests open too.
     root = f"--ServerApp.root_dir={FOLDER.parent}"
     subprocess.run([sys.executable, "-m", program, str(lessons[number]), root, *jupyter_options], check=False)

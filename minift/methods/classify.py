@@ -87,12 +87,14 @@ class Rows:
     def __iter__(self):
         order = torch.randperm(self.n, generator=epoch_generator(self.seed, self.epoch))
         self.epoch += 1
-        return ({name: x[part.to(x.device)] for name, x in self.tensors.items()}
-                for part in order.split(self.batch_size))
+        return (
+            {name: x[part.to(x.device)] for name, x in self.tensors.items()}
+            for part in order.split(self.batch_size))
 
 
-def fit_linear(features, labels, n_label, *, steps=PROBE["steps"], lr=PROBE["lr"], weight_decay=PROBE["weight_decay"],
-               batch_size=PROBE["batch_size"], standardise=True, seed=0):
+def fit_linear(
+        features, labels, n_label, *, steps=PROBE["steps"], lr=PROBE["lr"], weight_decay=PROBE["weight_decay"],
+        batch_size=PROBE["batch_size"], standardise=True, seed=0):
     """Logistic regression: an nn.Linear (D, L) trained on features (N, D) and labels (N,) by AdamW, from zero.
 
     standardise: learn on features with mean 0 and std 1 over the rows, so that one learning rate suits all; this is

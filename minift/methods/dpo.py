@@ -68,8 +68,9 @@ def orpo_loss(chosen_logprobs, rejected_logprobs, weight=0.1):
     return loss.mean(), _metrics(weight * chosen_odds, weight * rejected_odds)
 
 
-def kto_loss(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, beta, kl,
-             chosen_weight=1.0, rejected_weight=1.0):
+def kto_loss(
+        chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, beta, kl,
+        chosen_weight=1.0, rejected_weight=1.0):
     """1 - sigmoid(beta * (log-ratio - kl)) for wanted answers, 1 - sigmoid(beta * (kl - log-ratio)) for unwanted ones.
 
     Answers need not come in pairs: chosen_* are (N,), rejected_* (M,), nats, SUMMED over each response; the loss is the
@@ -182,5 +183,6 @@ def _metrics(chosen_rewards, rejected_rewards):
 
 
 def _with_logprobs(metrics, chosen, rejected):
-    return metrics | {"chosen_logprobs": chosen.detach().mean().item(),
-                      "rejected_logprobs": rejected.detach().mean().item(), "n_tokens": len(chosen)}
+    return metrics | {
+        "chosen_logprobs": chosen.detach().mean().item(),
+        "rejected_logprobs": rejected.detach().mean().item(), "n_tokens": len(chosen)}

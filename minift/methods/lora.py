@@ -59,8 +59,9 @@ class LoRALinear(nn.Module):
             return F.linear(x, self.original if self.merged else self.linear.weight, self.linear.bias)
         if self.merged:
             if self.training and torch.is_grad_enabled():
-                raise MiniftError("LoRA is merged into the weights, where training cannot reach it; "
-                                  "call unmerge_lora(model) first")
+                raise MiniftError(
+                    "LoRA is merged into the weights, where training cannot reach it; "
+                    "call unmerge_lora(model) first")
             return self.linear(x)
         base = self.linear(x)                                                        # (B, T, out)
         low = F.linear(self.dropout(x).to(self.lora_A.dtype), self.lora_A)           # (B, T, R)
@@ -127,8 +128,9 @@ def find_targets(model, targets):
     owners = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
     for name, linear in layers.items():
         if owners.count(id(linear.weight)) > 1:
-            raise MiniftError(f"{name} shares its weight with another layer (tied embeddings), which merging would "
-                              "change too; leave it out of targets")
+            raise MiniftError(
+                f"{name} shares its weight with another layer (tied embeddings), which merging would "
+                "change too; leave it out of targets")
     return layers
 
 

@@ -98,8 +98,9 @@ class Masked(Epochs):
     letters_of, to hide whole words. The mask is a function of (seed, epoch) and the batches before.
     """
 
-    def __init__(self, batches, *, mask_id, special_ids, vocab_size, seed=0, probability=0.15, letters=None,
-                 fresh=True):
+    def __init__(
+            self, batches, *, mask_id, special_ids, vocab_size, seed=0, probability=0.15, letters=None,
+            fresh=True):
         super().__init__(batches, seed=seed, fresh=fresh)
         self.batches, self.letters = batches, letters
         self.special_ids = torch.tensor(sorted(special_ids))

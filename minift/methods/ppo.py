@@ -68,10 +68,11 @@ def policy_loss(logprobs, old_logprobs, advantages, response_mask, clip_range=0.
     with torch.no_grad():
         kl = lp.kl_estimate(-log_ratio, torch.zeros_like(ratio), "k3")
         was_clipped = (clipped > unclipped).to(ratio.dtype)
-        metrics = {"clip_fraction": lp.masked_mean(was_clipped, mask).item(),
-                   "approx_kl": lp.masked_mean(kl, mask).item(),
-                   "ratio": lp.masked_mean(ratio, mask).item(),
-                   "ratio_error": (ratio - 1).abs().max().item()}
+        metrics = {
+            "clip_fraction": lp.masked_mean(was_clipped, mask).item(),
+            "approx_kl": lp.masked_mean(kl, mask).item(),
+            "ratio": lp.masked_mean(ratio, mask).item(),
+            "ratio_error": (ratio - 1).abs().max().item()}
     return loss, metrics
 
 

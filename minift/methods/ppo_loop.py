@@ -76,8 +76,9 @@ class PPOConfig:
             check_whole(name, getattr(self, name), least=1)
 
 
-def train_ppo(policy, reference, value_model, reward_fn, prompts, config, *, iterations, batch_size, eos_id, pad_id,
-              seed=0, on_iteration=None, state_path=None, save_every=1, resume=False, progress=True):
+def train_ppo(
+        policy, reference, value_model, reward_fn, prompts, config, *, iterations, batch_size, eos_id, pad_id,
+        seed=0, on_iteration=None, state_path=None, save_every=1, resume=False, progress=True):
     """Train `policy` (a LanguageModel) and `value_model` (a TokenScorer with its own body). Returns the history.
 
     reference: callable (input_ids, attention_mask) -> logprobs (B, T-1): make_reference(model, config.temperature).
@@ -91,18 +92,20 @@ def train_ppo(policy, reference, value_model, reward_fn, prompts, config, *, ite
     optimizer = make_optimizer(models, lr=config.lr, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-5)
     settings = {**asdict(config), "iterations": iterations, "batch_size": batch_size, "seed": seed}
     state = TrainingState(models, optimizer, (), device, settings)
-    run = Run(state, iterations, name="ppo", unit="iteration", state_path=state_path, save_every=save_every,
-              resume=resume, progress=progress)
+    run = Run(
+        state, iterations, name="ppo", unit="iteration", state_path=state_path, save_every=save_every,
+        resume=resume, progress=progress)
     beta, first = state.history[-1]["next_beta"] if state.history else config.beta, state.step + 1
     controller = AdaptiveKL(beta, config.target_kl, config.kl_horizon)
 
     # No dropout: the ratio must be 1 before the first update.
     with lp.eval_mode(models), run:
         for number in run:
-            row = ppo_iteration(policy, reference, value_model, reward_fn, optimizer,
-                                draw_prompts(prompts, batch_size, number - 1, seed), config, beta=controller.beta,
-                                lr=config.lr * (1 - (number - 1) / iterations), eos_id=eos_id, pad_id=pad_id,
-                                seed=seed, iteration=number - 1, check_reference=number == first)
+            row = ppo_iteration(
+                policy, reference, value_model, reward_fn, optimizer,
+                draw_prompts(prompts, batch_size, number - 1, seed), config, beta=controller.beta,
+                lr=config.lr * (1 - (number - 1) / iterations), eos_id=eos_id, pad_id=pad_id,
+                seed=seed, iteration=number - 1, check_reference=number == first)
             row["next_beta"] = controller.update(row["kl"], batch_size) if config.target_kl else controller.beta
             run.record(row, score=f"{row['score']:.3f}", kl=f"{row['kl']:.3f}")
             if on_iteration is not None:
@@ -110,8 +113,9 @@ def train_ppo(policy, reference, value_model, reward_fn, prompts, config, *, ite
     return state.history
 
 
-def ppo_iteration(policy, reference, value_model, reward_fn, optimizer, prompts, config, *, beta, lr, eos_id, pad_id,
-                  seed=0, iteration=0, check_reference=True):
+def ppo_iteration(
+        policy, reference, value_model, reward_fn, optimizer, prompts, config, *, beta, lr, eos_id, pad_id,
+        seed=0, iteration=0, check_reference=True):
     """One round, in six numbered steps: one response to each prompt, then `epochs` passes of updates over them.
 
     beta, lr: this round's. seed, iteration: what the random numbers depend on. check_reference: has the first update
@@ -120,9 +124,10 @@ def ppo_iteration(policy, reference, value_model, reward_fn, optimizer, prompts,
     device, clock = next(policy.parameters()).device, [time.perf_counter()]
 
     # 1. Rollout: the policy writes. What the sampler says about its tokens are the old log-probs.
-    generation = generate(policy, *left_pad(prompts, pad_id, device), max_new_tokens=config.max_new_tokens,
-                          temperature=config.temperature, eos_id=eos_id, pad_id=pad_id,
-                          generator=_generator(device, seed, "sample", iteration))
+    generation = generate(
+        policy, *left_pad(prompts, pad_id, device), max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature, eos_id=eos_id, pad_id=pad_id,
+        generator=_generator(device, seed, "sample", iteration))
     input_ids, attention_mask = generation.input_ids, generation.attention_mask         # (B, T)
     mask, old_logprobs = generation.response_mask[:, 1:], generation.logprobs           # (B, T-1)
     clock.append(time.perf_counter())
@@ -141,9 +146,10 @@ def ppo_iteration(policy, reference, value_model, reward_fn, optimizer, prompts,
         # 4. Credit each token: how much better than expected did it go from there?
         values = value_model(input_ids, attention_mask)[:, :-1]                         # (B, T-1)
         advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
-        rollout = {"input_ids": input_ids, "attention_mask": attention_mask, "response_mask": mask,
-                   "old_logprobs": old_logprobs, "old_values": values, "returns": returns,
-                   "advantages": lp.masked_whiten(advantages, mask)}
+        rollout = {
+            "input_ids": input_ids, "attention_mask": attention_mask, "response_mask": mask,
+            "old_logprobs": old_logprobs, "old_values": values, "returns": returns,
+            "advantages": lp.masked_whiten(advantages, mask)}
     clock.append(time.perf_counter())
 
     # 5. Update on shuffled minibatches; each response is used once an epoch.
@@ -160,8 +166,9 @@ def ppo_iteration(policy, reference, value_model, reward_fn, optimizer, prompts,
 
     # 6. Say how it went.
     seconds = {f"seconds_{name}": clock[i + 1] - clock[i] for i, name in enumerate(("rollout", "scoring", "update"))}
-    return {"iteration": iteration + 1, "beta": beta, **seconds,
-            **_rollout_metrics(rollout, scores, ref_logprobs, ended), **_mean_metrics(updates)}
+    return {
+        "iteration": iteration + 1, "beta": beta, **seconds,
+        **_rollout_metrics(rollout, scores, ref_logprobs, ended), **_mean_metrics(updates)}
 
 
 def ppo_loss(policy, value_model, batch, config, untouched=False):
@@ -175,8 +182,9 @@ def ppo_loss(policy, value_model, batch, config, untouched=False):
     values = value_model(input_ids, attention_mask)[:, :-1]                                     # (B, T-1)
     loss, metrics = policy_loss(logprobs, batch["old_logprobs"], batch["advantages"], mask, config.clip_range)
     if untouched and not metrics["ratio_error"] <= 1e-3:
-        raise MiniftError(f"before the first update a ratio is {metrics['ratio_error']:.2g} away from 1: sampling and "
-                          "update see different policies (check dropout, temperature, padding and precision)")
+        raise MiniftError(
+            f"before the first update a ratio is {metrics['ratio_error']:.2g} away from 1: sampling and "
+            "update see different policies (check dropout, temperature, padding and precision)")
     value_part = value_loss(values, batch["old_values"], batch["returns"], mask, config.value_clip_range)
     metrics |= {"policy_loss": loss.item(), "value_loss": value_part.item(), "n_tokens": int(mask.sum())}
     loss = loss + config.value_coef * value_part
@@ -245,8 +253,9 @@ def _check_scores(scores, batch_size):
 
 def _check_reference(ref_logprobs, old_logprobs):
     if ref_logprobs.shape != old_logprobs.shape:
-        raise MiniftError(f"reference returned shape {tuple(ref_logprobs.shape)}; expected log-probs of shape "
-                          f"{tuple(old_logprobs.shape)}: wrap a model with make_reference(model)")
+        raise MiniftError(
+            f"reference returned shape {tuple(ref_logprobs.shape)}; expected log-probs of shape "
+            f"{tuple(old_logprobs.shape)}: wrap a model with make_reference(model)")
     return ref_logprobs
 
 
@@ -264,8 +273,9 @@ def _refuse_settings(policy, reference, value_model, prompts, iterations, batch_
 
 def _refuse_dropout(*models):
     if any(module.training for model in models for module in model.modules()):
-        raise MiniftError("the policy or the value model was put into training mode during PPO, where dropout changes "
-                          "the ratio; reward_fn and on_iteration must leave both in eval mode")
+        raise MiniftError(
+            "the policy or the value model was put into training mode during PPO, where dropout changes "
+            "the ratio; reward_fn and on_iteration must leave both in eval mode")
 
 
 def _refuse_moving(reference, input_ids, attention_mask, before):
@@ -273,5 +283,6 @@ def _refuse_moving(reference, input_ids, attention_mask, before):
     with torch.no_grad():
         after = reference(input_ids, attention_mask)
     if not torch.equal(before, after):
-        raise MiniftError("the reference changed with the first update: it shares weights with the policy (give it a "
-                          "deep copy, or switch the adapter off for it), or its dropout is active")
+        raise MiniftError(
+            "the reference changed with the first update: it shares weights with the policy (give it a "
+            "deep copy, or switch the adapter off for it), or its dropout is active")

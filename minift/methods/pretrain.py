@@ -66,8 +66,9 @@ class Replay(Epochs):
         n_exchanged = min(int(self.share * n_new + chance), n_old)
         keep = torch.randperm(n_new, generator=generator)[n_exchanged:]
         take = torch.randperm(n_old, generator=generator)[:n_exchanged]
-        return join_rows({name: x[keep] for name, x in new_batch.items()},
-                         {name: x[take] for name, x in old_batch.items()})
+        return join_rows(
+            {name: x[keep] for name, x in new_batch.items()},
+            {name: x[take] for name, x in old_batch.items()})
 
 
 def join_rows(first, second):

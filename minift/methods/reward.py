@@ -33,9 +33,10 @@ def make_reward_loss(model):
         attention_mask = torch.cat([batch["chosen_attention_mask"], batch["rejected_attention_mask"]])  # (2B, T)
         chosen, rejected = model.last_scores(input_ids, attention_mask).chunk(2)                        # (B,) each
         loss = bradley_terry_loss(chosen, rejected)
-        metrics = {"accuracy": (chosen > rejected).float().mean().item(),
-                   "ties": (chosen == rejected).float().mean().item(), "margin": (chosen - rejected).mean().item(),
-                   "n_tokens": len(chosen)}
+        metrics = {
+            "accuracy": (chosen > rejected).float().mean().item(),
+            "ties": (chosen == rejected).float().mean().item(), "margin": (chosen - rejected).mean().item(),
+            "n_tokens": len(chosen)}
         return loss, metrics
     return loss_fn
 
@@ -47,8 +48,9 @@ def score_pairs(model, batches):
     with eval_mode(model):
         for batch in batches:
             batch = move_batch(batch, device)
-            yield tuple(model.last_scores(batch[f"{side}_input_ids"], batch[f"{side}_attention_mask"])
-                        for side in ("chosen", "rejected"))
+            yield tuple(
+                model.last_scores(batch[f"{side}_input_ids"], batch[f"{side}_attention_mask"])
+                for side in ("chosen", "rejected"))
 
 
 @torch.no_grad()

@@ -62,8 +62,9 @@ def encode_examples(chats, context_length):
     examples = [encode_example(input_ids, mask, context_length) for input_ids, mask in chats]
     kept = [example for example in examples if example is not None]
     n_cut = sum(len(input_ids) > context_length for input_ids, _ in chats)
-    report = (f"of {len(chats)} examples, {len(chats) - len(kept)} were dropped, because no response token lies within "
-              f"the context of {context_length} tokens, and {n_cut} are longer than it")
+    report = (
+        f"of {len(chats)} examples, {len(chats) - len(kept)} were dropped, because no response token lies within "
+        f"the context of {context_length} tokens, and {n_cut} are longer than it")
     if not kept:
         raise MiniftError(f"nothing to learn: {report}; shorten the prompts, or add responses")
     if n_cut or len(kept) < len(chats):

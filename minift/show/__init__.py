@@ -26,17 +26,19 @@ from minift.show.pictures import (
     visible,
 )
 
-__all__ = ["Source", "Tokens", "attention", "bars", "confusion", "curves", "draw_tokens", "figure", "reliability",
-           "save", "source", "visible"]
+__all__ = [
+    "Source", "Tokens", "attention", "bars", "confusion", "curves", "draw_tokens", "figure", "reliability",
+    "save", "source", "visible"]
 
 # Learned: bold green; else: grey.
 ANSI = {True: "\x1b[1;32m", False: "\x1b[90m"}
 # For viewers that strip styles.
 TAGS = {"learned": "b", "not learned": "span", "padding": "s"}
 CSS = {"learned": "background: #00694d; color: #fff", "not learned": "opacity: 0.75", "padding": "opacity: 0.45"}
-BOXES = {"learned": {"facecolor": "#00694d", "edgecolor": "white"},
-         "not learned": {"facecolor": "#dedede", "edgecolor": "white"},
-         "padding": {"facecolor": "white", "edgecolor": "#999999", "linestyle": ":"}}
+BOXES = {
+    "learned": {"facecolor": "#00694d", "edgecolor": "white"},
+    "not learned": {"facecolor": "#dedede", "edgecolor": "white"},
+    "padding": {"facecolor": "white", "edgecolor": "#999999", "linestyle": ":"}}
 INK = {"learned": "white", "not learned": "#222222", "padding": "#808080"}
 # Of one character, in font sizes.
 MONO_WIDTH = 0.602
@@ -60,10 +62,12 @@ class Source:
     __repr__ = __str__
 
     def _repr_html_(self):
-        lines = "\n".join(f'<span style="opacity: 0.5; user-select: none">{number:4d}  </span>{escape(line)}'
-                          for number, line in enumerate(self.text.split("\n"), self.line))
-        return (f"<div><small>{escape(self.file)}, line {self.line}</small>"
-                f'<pre style="white-space: pre; overflow-x: auto">{lines}</pre></div>')
+        lines = "\n".join(
+            f'<span style="opacity: 0.5; user-select: none">{number:4d}  </span>{escape(line)}'
+            for number, line in enumerate(self.text.split("\n"), self.line))
+        return (
+            f"<div><small>{escape(self.file)}, line {self.line}</small>"
+            f'<pre style="white-space: pre; overflow-x: auto">{lines}</pre></div>')
 
 
 def source(obj):
@@ -91,8 +95,9 @@ class Tokens:
         self.tokens = marked(tokenizer, input_ids, mask)
 
     def __str__(self):
-        runs = [(learned, readable(b"".join(data for data, _ in run)))
-                for learned, run in groupby(self.tokens, key=lambda token: token[1] == "learned")]
+        runs = [
+            (learned, readable(b"".join(data for data, _ in run)))
+            for learned, run in groupby(self.tokens, key=lambda token: token[1] == "learned")]
         if os.environ.get("NO_COLOR"):
             return "".join(f"«{text}»" if learned else text for learned, text in runs)
         return "".join(f"{ANSI[learned]}{text}\x1b[0m" for learned, text in runs)
@@ -100,8 +105,9 @@ class Tokens:
     __repr__ = __str__
 
     def _repr_html_(self):
-        spans = "".join(f'<{TAGS[state]} title="{state}" style="text-decoration: none; outline: 1px solid #8886; '
-                        f'{CSS[state]}">{escape(readable(data))}</{TAGS[state]}>' for data, state in self.tokens)
+        spans = "".join(
+            f'<{TAGS[state]} title="{state}" style="text-decoration: none; outline: 1px solid #8886; '
+            f'{CSS[state]}">{escape(readable(data))}</{TAGS[state]}>' for data, state in self.tokens)
         return f'<pre style="white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.6">{spans}</pre>'
 
 
@@ -120,26 +126,30 @@ def draw_tokens(ax, tokenizer, rows, masks, width=90, title=None):
         boxes += [(top + line, column, text, tokens[index][1]) for line, column, text, index in places]
         top += 1.5 + max((line for line, *_ in places), default=0)
     from matplotlib.patches import Patch, Rectangle
-    ax.legend(handles=[Patch(label=state, **box) for state, box in BOXES.items()], loc="lower left", ncols=3,
-              bbox_to_anchor=(0, 1), frameon=False, borderaxespad=0.2, title=plain(title or ""), alignment="left")
+    ax.legend(
+        handles=[Patch(label=state, **box) for state, box in BOXES.items()], loc="lower left", ncols=3,
+        bbox_to_anchor=(0, 1), frameon=False, borderaxespad=0.2, title=plain(title or ""), alignment="left")
     size = fit(ax, width, top)
     for line, column, text, state in boxes:
         ax.add_patch(Rectangle((column, line + 0.08), len(text), 0.84, linewidth=0.8, **BOXES[state]))
-        ax.text(column, line + 0.66, text, color=INK[state], fontsize=size, family=MONO, in_layout=False,
-                weight="bold" if state == "learned" else "normal", parse_math=False)
+        ax.text(
+            column, line + 0.66, text, color=INK[state], fontsize=size, family=MONO, in_layout=False,
+            weight="bold" if state == "learned" else "normal", parse_math=False)
 
 
 def marked(tokenizer, input_ids, mask):
     """Each token of one sequence as (bytes, state); the states are the keys of BOXES."""
     ids, mask = flat(input_ids, "input_ids"), flat(mask, "the mask")
     if len(ids) != len(mask):
-        raise MiniftError(f"the mask has {len(mask)} values for {len(ids)} tokens; give one for each "
-                          "(a mask cut to [:, 1:] belongs to input_ids[:, 1:])")
+        raise MiniftError(
+            f"the mask has {len(mask)} values for {len(ids)} tokens; give one for each "
+            "(a mask cut to [:, 1:] belongs to input_ids[:, 1:])")
     if any(value not in (0, 1) for value in mask):
         raise MiniftError("a mask holds True and False only; for labels, give labels != -100")
     pad_id = tokenizer.pad_id if "<pad>" in tokenizer.special else None
-    return [(tokenizer.token_bytes(int(i)), "learned" if learned else "padding" if i == pad_id else "not learned")
-            for i, learned in zip(ids, mask, strict=True)]
+    return [
+        (tokenizer.token_bytes(int(i)), "learned" if learned else "padding" if i == pad_id else "not learned")
+        for i, learned in zip(ids, mask, strict=True)]
 
 
 def flat(values, what):

@@ -60,11 +60,13 @@ def curves(ax, series, *, xlabel, ylabel, title=None, log=False):
     for i, (label, parts) in enumerate(series.items()):
         x, y, *band = arrays = [numbers(part, label) for part in parts]
         if len(arrays) not in (2, 4) or len({array.shape for array in arrays}) > 1 or x.ndim != 1:
-            raise MiniftError(f"curve {label!r} needs x and y (and perhaps low and high) of one length; "
-                              f"got shapes {[array.shape for array in arrays]}")
+            raise MiniftError(
+                f"curve {label!r} needs x and y (and perhaps low and high) of one length; "
+                f"got shapes {[array.shape for array in arrays]}")
         colour = COLOURS[i % len(COLOURS)]
-        ax.plot(x, y, color=colour, linestyle=STYLES[i % len(STYLES)], linewidth=1.8, markersize=4,
-                marker="o" if len(x) <= 12 else None, label=plain(label))
+        ax.plot(
+            x, y, color=colour, linestyle=STYLES[i % len(STYLES)], linewidth=1.8, markersize=4,
+            marker="o" if len(x) <= 12 else None, label=plain(label))
         if band:
             ax.fill_between(x, *band, color=colour, alpha=0.18, linewidth=0)
     if log:
@@ -91,8 +93,9 @@ def bars(ax, labels, values, errors=None, *, ylabel, title=None, baseline=None, 
     errors = numbers(np.zeros(len(values)) if errors is None else errors, "errors")
     ends = errors if errors.ndim == 2 else np.stack([values - errors, values + errors], 1)      # (n, 2)
     if values.shape != (len(labels),) or ends.shape != (len(labels), 2):
-        raise MiniftError(f"bars needs a value (and error) for each label; got {len(labels)} labels, values of shape "
-                          f"{values.shape} and errors of shape {errors.shape}")
+        raise MiniftError(
+            f"bars needs a value (and error) for each label; got {len(labels)} labels, values of shape "
+            f"{values.shape} and errors of shape {errors.shape}")
     places = range(len(values))
     ax.bar(places, values, color=COLOURS[0], width=0.65)
     if errors.any():
@@ -132,8 +135,9 @@ def reliability(ax, predicted, observed, counts, *, title=None):
     if not predicted.shape == observed.shape == counts.shape or not counts.size:
         raise MiniftError("reliability needs as many values of predicted, observed and counts, at least one")
     ax.plot([0, 1], [0, 1], color="#777777", linestyle="--", linewidth=1.2, label="calibrated", zorder=1)
-    ax.scatter(predicted, observed, s=20 + 280 * counts / counts.max(), color=COLOURS[0], alpha=0.75,
-               label="measured (area: count)", zorder=2)
+    ax.scatter(
+        predicted, observed, s=20 + 280 * counts / counts.max(), color=COLOURS[0], alpha=0.75,
+        label="measured (area: count)", zorder=2)
     ax.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), aspect="equal")
     ax.grid(alpha=0.25)
     ax.legend(frameon=False, fontsize="small", markerscale=0.5)

@@ -35,8 +35,9 @@ def world_chats(n, seed, templates=TEMPLATES):
     A template that wants the answer in a set phrase ("I pick ...") is left out: nobody guesses a phrase unseen.
     """
     check_data_folder("chats about the world")
-    plain = {task: {**entry, "templates": [t for t in entry["templates"] if t["response"] == "{answer}"]}
-             for task, entry in read_templates(templates).items() if task in TASKS}
+    plain = {
+        task: {**entry, "templates": [t for t in entry["templates"] if t["response"] == "{answer}"]}
+        for task, entry in read_templates(templates).items() if task in TASKS}
     rows = instantiate(world_rows(n, seed), plain, seed=seed, inverted=False)
     return [{**row, "template": f"{row['task']}/{row['template']}", "scene": row["id"]} for row in rows]
 
@@ -61,8 +62,9 @@ def assess_task(model, tokenizer, rows):
     """metric -> mean over the rows of one task."""
     prompts, right = ([row["messages"][i]["content"] for row in rows] for i in (0, 1))
     context, encode = model.config.context_length, tokenizer.encode
-    room = min(max(len(encode(text)) for text in right) + 8,
-               context - max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts))
+    room = min(
+        max(len(encode(text)) for text in right) + 8,
+        context - max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts))
     answers = sample_answers(model, tokenizer, prompts, max_new_tokens=room, temperature=0.0)
     found = defaultdict(list)
     for answer, options in zip(answers, options_of(right), strict=True):
@@ -99,8 +101,9 @@ def run(out, open_base, make_rows, *, numbers, seeds, settings, command=""):
         for n in numbers:
             print(f"seed {seed}: {column(str(n))}", flush=True)
             runs[str(n)].append(run_folds(out / "folds" / f"{seed}-{n}.json", open_base, rows, seed, n, settings))
-    results = {"command": command, **settings, "seeds": list(seeds),
-               "numbers": {n: summary(found) for n, found in runs.items()}}
+    results = {
+        "command": command, **settings, "seeds": list(seeds),
+        "numbers": {n: summary(found) for n, found in runs.items()}}
     write_json(out / "results.json", results)
     draw(out / "clusters.png", results)
     return results
@@ -117,32 +120,37 @@ def run_folds(state_path, open_base, rows, seed, n, settings, progress=True):
         if n:
             tune_on_chats(model, tokenizer, train_rows, seed=seed, **settings)
 
-    return clusters.run_folds(folds, lambda: open_base()[0], tune_fold,
-                              lambda model, test_rows: assess(model.eval(), tokenizer, test_rows), state_path,
-                              seed=seed, progress=progress)
+    return clusters.run_folds(
+        folds, lambda: open_base()[0], tune_fold,
+        lambda model, test_rows: assess(model.eval(), tokenizer, test_rows), state_path,
+        seed=seed, progress=progress)
 
 
 def check_settings(path, settings):
     """The folds of a folder are tuned in one way; MiniftError if those on disk were tuned in another."""
     if path.exists() and (old := read_json(path)) != settings:
         name = next(key for key in settings if old.get(key) != settings[key])
-        raise MiniftError(f"{path.parent} holds folds that were tuned with {name} {old.get(name)}, not "
-                          f"{settings[name]}; choose another --out")
+        raise MiniftError(
+            f"{path.parent} holds folds that were tuned with {name} {old.get(name)}, not "
+            f"{settings[name]}; choose another --out")
     write_json(path, settings)
 
 
 def summary(runs):
     """metric -> {cluster, "macro", "micro": mean and interval over the seeds}. runs: one result of run_folds a seed."""
-    return {metric: clusters.over_seeds([{name: fold[metric] for name, fold in one.items() if metric in fold}
-                                         for one in runs])
-            for metric in (*METRICS, "ends_with_eos", "rank_chance")}
+    return {
+        metric: clusters.over_seeds(
+            [{name: fold[metric] for name, fold in one.items() if metric in fold}
+             for one in runs])
+        for metric in (*METRICS, "ends_with_eos", "rank_chance")}
 
 
 def table(results, metric="exact_match"):
     """A row for each withheld cluster, and the averages; a column for each number of training clusters."""
     numbers = results["numbers"]
-    return [{"withheld": name, **{column(n): show_interval(found[metric][name]) for n, found in numbers.items()}}
-            for name in next(iter(numbers.values()))[metric]]
+    return [
+        {"withheld": name, **{column(n): show_interval(found[metric][name]) for n, found in numbers.items()}}
+        for name in next(iter(numbers.values()))[metric]]
 
 
 def column(n):
@@ -167,10 +175,12 @@ def draw(path, results):
     places = list(range(len(numbers)))
     for axis, (metric, name) in zip(axes, METRICS.items()):
         found = [numbers[n][metric] for n in numbers]
-        series = {cluster: (places, [entry[cluster]["mean"] for entry in found])
-                  for cluster in found[0] if cluster not in ("macro", "micro")}
-        low, mean, high = ([entry["macro"].get(key, entry["macro"]["mean"]) for entry in found]
-                           for key in ("low", "mean", "high"))
+        series = {
+            cluster: (places, [entry[cluster]["mean"] for entry in found])
+            for cluster in found[0] if cluster not in ("macro", "micro")}
+        low, mean, high = (
+            [entry["macro"].get(key, entry["macro"]["mean"]) for entry in found]
+            for key in ("low", "mean", "high"))
         series["mean over clusters"] = (places, mean, low, high)
         show.curves(axis, series, xlabel="clusters tuned on", ylabel="score on the withheld cluster", title=name)
         axis.set_xticks(places, ["base" if n == "0" else n for n in numbers])

@@ -24,8 +24,9 @@ from minift.world.labelled import DOMAINS, LABELS, labelled
 from minift.world.recipes import ENCODER, init_encoder
 
 SIZES = (16, 64, 256, 1024, 4096)
-WAYS = {"probe": SIZES, "full": SIZES, "scratch": SIZES, "bag of words": SIZES, "probe-then-full": (256, 1024),
-        "random encoder": SIZES, "shuffled labels": SIZES}
+WAYS = {
+    "probe": SIZES, "full": SIZES, "scratch": SIZES, "bag of words": SIZES, "probe-then-full": (256, 1024),
+    "random encoder": SIZES, "shuffled labels": SIZES}
 # The others are chance.
 DRAWN = ("probe", "full", "scratch", "bag of words", "probe-then-full", "random encoder")
 # Of training all parameters.
@@ -54,13 +55,16 @@ class Task:
         return self.bag_of_words(n) if way == "bag of words" else self.score(self.fit(way, n, steps))
 
     def bag_of_words(self, n):
-        return {domain: bag_of_words(self.train_rows[:n], labels_of(self.train[:n]), rows,
-                                     labels_of(self.test[domain]), len(self.labels))
-                for domain, rows in self.test_rows.items()}
+        return {
+            domain: bag_of_words(
+                self.train_rows[:n], labels_of(self.train[:n]), rows,
+                labels_of(self.test[domain]), len(self.labels))
+            for domain, rows in self.test_rows.items()}
 
     def score(self, model):
-        return {domain: accuracy(self.probabilities(model, domain).argmax(-1), labels_of(examples))
-                for domain, examples in self.test.items()}
+        return {
+            domain: accuracy(self.probabilities(model, domain).argmax(-1), labels_of(examples))
+            for domain, examples in self.test.items()}
 
     def fit(self, way, n, steps=None):
         """A classifier trained on the first n rows. The encoder that was given stays as it is.
@@ -78,8 +82,9 @@ class Task:
             order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed)).tolist()
             train = [{**row, "label": train[i]["label"]} for row, i in zip(train, order)]
         batches = labelled_batches(train, self.tokenizer.pad_id, 32 if n > 256 else 16, self.seed, shuffle=True)
-        train_classifier(model, batches, REGIME.get(way, way), steps=steps or STEPS.get(n, 200),
-                         lr=LR.get(way, 1), weight_decay=0.01, progress=False)
+        train_classifier(
+            model, batches, REGIME.get(way, way), steps=steps or STEPS.get(n, 200),
+            lr=LR.get(way, 1), weight_decay=0.01, progress=False)
         return model.eval()
 
     def probabilities(self, model, domain):
@@ -109,9 +114,11 @@ def run(out, encoder=DATA / "encoder", tasks=tuple(LABELS), seeds=(0, 1, 2)):
                     print(name, seed, key, found[key], flush=True)
             cells[name, seed] = found
     curve = {name: summary([cells[name, seed] for seed in seeds]) for name in tasks}
-    write_json(out / "curve.json", {"command": "python -m minift.studies.label_curve --out runs/labels",
-                                    "seeds": list(seeds),
-                                    "test_rows": N_TEST, "steps": STEPS, "lr": LR, "tasks": curve})
+    write_json(
+        out / "curve.json", {
+            "command": "python -m minift.studies.label_curve --out runs/labels",
+            "seeds": list(seeds),
+            "test_rows": N_TEST, "steps": STEPS, "lr": LR, "tasks": curve})
     draw(out / "curve.png", curve)
     return curve
 
@@ -136,8 +143,9 @@ def draw(path, curve):
     for row, domain in zip(axes.reshape(len(DOMAINS), -1), DOMAINS):
         for axis, (name, ways) in zip(row, curve.items()):
             series = {way: band(ways[way][domain]) for way in DRAWN if way in ways}
-            show.curves(axis, series, xlabel="labelled stories (log axis)", ylabel="accuracy",
-                        title=f"{name}, tested on {domain}")
+            show.curves(
+                axis, series, xlabel="labelled stories (log axis)", ylabel="accuracy",
+                title=f"{name}, tested on {domain}")
             log_labels(axis, SIZES)
             axis.axhline(1 / len(LABELS[name]), color="#777777", linewidth=1, linestyle=":", label="chance")
             # One for all pictures, where it hides nothing.

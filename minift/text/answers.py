@@ -33,17 +33,19 @@ def make_generator(model, seed):
 def generate_batch(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator):
     """`generate` for one batch of prompts, which are lists of ids. Returns the Generation."""
     device = next(model.parameters()).device
-    return generate(model, *left_pad(prompts, tokenizer.pad_id, device), max_new_tokens=max_new_tokens,
-                    temperature=temperature, top_k=top_k, top_p=top_p, eos_id=tokenizer.eos_id,
-                    pad_id=tokenizer.pad_id, generator=generator)
+    return generate(
+        model, *left_pad(prompts, tokenizer.pad_id, device), max_new_tokens=max_new_tokens,
+        temperature=temperature, top_k=top_k, top_p=top_p, eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id, generator=generator)
 
 
 def sample_responses(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, batch_size=64, seed=0):
     """The ids that the model writes after each prompt (a list of ids), <eos> included. temperature 0: greedy."""
     generator, responses = make_generator(model, seed), []
     for part in chunks(prompts, batch_size):
-        generation = generate_batch(model, tokenizer, part, max_new_tokens=max_new_tokens, temperature=temperature,
-                                    generator=generator)
+        generation = generate_batch(
+            model, tokenizer, part, max_new_tokens=max_new_tokens, temperature=temperature,
+            generator=generator)
         responses += generation.responses()
     return responses
 
@@ -51,8 +53,9 @@ def sample_responses(model, tokenizer, prompts, *, max_new_tokens, temperature=1
 def sample_answers(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, batch_size=64, seed=0):
     """One sampled Answer to each prompt (a string or messages), through the chat template. temperature 0: greedy."""
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    responses = sample_responses(model, tokenizer, encoded, max_new_tokens=max_new_tokens, temperature=temperature,
-                                 batch_size=batch_size, seed=seed)
+    responses = sample_responses(
+        model, tokenizer, encoded, max_new_tokens=max_new_tokens, temperature=temperature,
+        batch_size=batch_size, seed=seed)
     answers = []
     for prompt, prompt_ids, response in zip(prompts, encoded, responses):
         text = tokenizer.decode(response, skip_special=True)

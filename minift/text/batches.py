@@ -37,9 +37,10 @@ def collate(examples, pad_id):
     for example in examples:
         check_lengths(example)
     rows = [example["input_ids"] for example in examples]
-    return {"input_ids": pad(rows, pad_id),
-            "attention_mask": pad([[True] * len(row) for row in rows], False),
-            "labels": pad([example["labels"] for example in examples], IGNORE_INDEX)}
+    return {
+        "input_ids": pad(rows, pad_id),
+        "attention_mask": pad([[True] * len(row) for row in rows], False),
+        "labels": pad([example["labels"] for example in examples], IGNORE_INDEX)}
 
 
 def check_lengths(example):
@@ -156,8 +157,9 @@ class Windows:
         if batch_size < 1 or length < 2:
             raise MiniftError(f"batch_size must be at least 1 and length at least 2; got {batch_size} and {length}")
         if len(self.ids) < length:
-            raise MiniftError(f"the text has {len(self.ids)} tokens, fewer than one window of {length}; add text, or "
-                              "take a shorter window")
+            raise MiniftError(
+                f"the text has {len(self.ids)} tokens, fewer than one window of {length}; add text, or "
+                "take a shorter window")
         self.length, self.batch_size, self.seed, self.epoch = length, batch_size, seed, 0
 
     def __len__(self):
@@ -205,8 +207,9 @@ def pack(examples, length, pad_id):
     lengths = [len(example["input_ids"]) for example in examples]
     too_long = sum(n > length for n in lengths)
     if too_long or not lengths or min(lengths) == 0:
-        raise MiniftError(f"cannot pack {len(lengths)} examples into rows of {length} tokens: {too_long} are longer "
-                          f"(truncate or drop them), {lengths.count(0)} are empty")
+        raise MiniftError(
+            f"cannot pack {len(lengths)} examples into rows of {length} tokens: {too_long} are longer "
+            f"(truncate or drop them), {lengths.count(0)} are empty")
     columns = {"input_ids": [], "labels": [], "position_ids": [], "segment_ids": []}
     for row in plan_packs(lengths, length):
         parts = {name: [] for name in columns}

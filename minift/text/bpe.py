@@ -83,5 +83,6 @@ def utf8(text):
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise MiniftError(f"the text has a lone surrogate at character {error.start}; it is no character, remove it: "
-                          f"{text[max(0, error.start - 20):error.start + 20]!r}") from error
+        raise MiniftError(
+            f"the text has a lone surrogate at character {error.start}; it is no character, remove it: "
+            f"{text[max(0, error.start - 20):error.start + 20]!r}") from error

@@ -39,8 +39,9 @@ def format_of(tokenizer):
     # A tokenizer that says nothing of chats gets minift's own form.
     chat = getattr(tokenizer, "chat", MINIFT)
     if chat is None:
-        raise MiniftError("this model's chat template is none that minift knows (ChatML, Llama 3); give it plain "
-                          'texts, {"text"}, or take another model')
+        raise MiniftError(
+            "this model's chat template is none that minift knows (ChatML, Llama 3); give it plain "
+            'texts, {"text"}, or take another model')
     return chat
 
 
@@ -104,8 +105,9 @@ def check_messages(messages, where="messages", need_assistant=False):
         if role == "system" and i == 0:
             continue
         if role != expected:
-            raise MiniftError(f"{where}[{i}]: a turn of the role {role!r}, expected {expected!r}; user and assistant "
-                              "take turns, the user begins, and only the first message may be the system's")
+            raise MiniftError(
+                f"{where}[{i}]: a turn of the role {role!r}, expected {expected!r}; user and assistant "
+                "take turns, the user begins, and only the first message may be the system's")
         expected = "assistant" if role == "user" else "user"
     if need_assistant and not any(message["role"] == "assistant" for message in messages):
         raise MiniftError(f"{where}: no assistant turn, so that there is nothing to learn; add the answer")

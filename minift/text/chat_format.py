@@ -8,8 +8,9 @@ import json
 from dataclasses import dataclass, replace
 
 # conversations that tell templates apart: with and without a system turn, several turns, white space at the ends
-PROBES = [[("user", " a\n")], [("system", " s "), ("user", "a")],
-          [("user", "a"), ("assistant", " b "), ("user", "c"), ("assistant", "d")]]
+PROBES = [
+    [("user", " a\n")], [("system", " s "), ("user", "a")],
+    [("user", "a"), ("assistant", " b "), ("user", "c"), ("assistant", "d")]]
 
 
 @dataclass(frozen=True)
@@ -59,26 +60,30 @@ class ChatFormat:
         """The same as a Jinja template, for programs that read those."""
         def put(*texts):
             return "{{ " + " ~ ".join(texts) + " }}"
-        quoted = {name: json.dumps(getattr(self, name)) for name in
-                  ("begin", "others_end", "end", "after", "system", "system_prefix")}
+        quoted = {
+            name: json.dumps(getattr(self, name)) for name in
+            ("begin", "others_end", "end", "after", "system", "system_prefix")}
         header = [json.dumps(part) for part in self.header.split("{role}")]
         system = put(header[0], '"system"', header[1], quoted["system_prefix"], quoted["system"], quoted["others_end"])
         said = "{% if messages[0].role != 'system' %}" + system + "{% endif %}" if self.system is not None else ""
         text = "m.content" + " | trim" * self.strip
-        return (put(quoted["begin"]) + said + "{% for m in messages %}" + put(header[0], "m.role", header[1])
-                + "{% if m.role == 'system' %}" + put(quoted["system_prefix"]) + "{% endif %}" + put(f"({text})")
-                + "{% if m.role == 'assistant' %}" + put(quoted["end"], quoted["after"])
-                + "{% else %}" + put(quoted["others_end"]) + "{% endif %}{% endfor %}"
-                + "{% if add_generation_prompt %}" + put(header[0], '"assistant"', header[1]) + "{% endif %}")
+        return (
+            put(quoted["begin"]) + said + "{% for m in messages %}" + put(header[0], "m.role", header[1])
+            + "{% if m.role == 'system' %}" + put(quoted["system_prefix"]) + "{% endif %}" + put(f"({text})")
+            + "{% if m.role == 'assistant' %}" + put(quoted["end"], quoted["after"])
+            + "{% else %}" + put(quoted["others_end"]) + "{% endif %}{% endfor %}"
+            + "{% if add_generation_prompt %}" + put(header[0], '"assistant"', header[1]) + "{% endif %}")
 
 
 MINIFT = ChatFormat()
 CHATML = ChatFormat("<|im_start|>{role}\n", "<|im_end|>\n", "<|im_end|>", "\n")
-LLAMA3 = ChatFormat("<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>", "<|eot_id|>", strip=True,
-                    begin="<|begin_of_text|>")
+LLAMA3 = ChatFormat(
+    "<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>", "<|eot_id|>", strip=True,
+    begin="<|begin_of_text|>")
 # The date is the template's own, so that the same chat has the same ids.
-LLAMA31 = replace(LLAMA3, system="",
-                  system_prefix="Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n")
+LLAMA31 = replace(
+    LLAMA3, system="",
+    system_prefix="Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n")
 
 
 def plain_format(eos):
@@ -98,8 +103,9 @@ def recognise(template, bos="", eos=""):
 
 def probes():
     """(messages, add_generation_prompt) of each probe."""
-    return [([{"role": role, "content": text} for role, text in probe], prompt)
-            for probe in PROBES for prompt in (False, probe[-1][0] == "user")]
+    return [
+        ([{"role": role, "content": text} for role, text in probe], prompt)
+        for probe in PROBES for prompt in (False, probe[-1][0] == "user")]
 
 
 def render(template, messages, add_generation_prompt, bos):
@@ -109,8 +115,9 @@ def render(template, messages, add_generation_prompt, bos):
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     try:
-        return environment.from_string(template).render(messages=messages, bos_token=bos,
-                                                        add_generation_prompt=add_generation_prompt)
+        return environment.from_string(template).render(
+            messages=messages, bos_token=bos,
+            add_generation_prompt=add_generation_prompt)
     # A template is a program that others wrote: whatever it does.
     except Exception:
         return None

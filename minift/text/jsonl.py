@@ -39,8 +39,9 @@ def parse_line(line, where, required=()):
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise MiniftError(f"{where}: not UTF-8 (byte 0x{line[error.start]:02x} at {error.start}); save the file as "
-                          "UTF-8") from error
+        raise MiniftError(
+            f"{where}: not UTF-8 (byte 0x{line[error.start]:02x} at {error.start}); save the file as "
+            "UTF-8") from error
     try:
         row = json.loads(text, parse_constant=refuse_constant, parse_float=finite_float)
     except json.JSONDecodeError as error:
@@ -52,8 +53,9 @@ def parse_line(line, where, required=()):
     for key in required:
         if row.get(key) is None:
             state = "null" if key in row else "missing"
-            raise MiniftError(f"{where}: the key {key!r} is {state}; expected an object{such_as(required)}, "
-                              f"got the keys {list(row)}")
+            raise MiniftError(
+                f"{where}: the key {key!r} is {state}; expected an object{such_as(required)}, "
+                f"got the keys {list(row)}")
     check_surrogates(text, row, where)
     return row
 

@@ -54,12 +54,14 @@ def encode_pairs(tokenizer, rows, context_length):
             raise MiniftError(f"pair {number}: {error}") from error
     kept = [example for example in examples if example is not None]
     if not kept:
-        raise MiniftError(f"there is no pair to learn from: in {len(examples)} of {len(examples)} the chosen and the "
-                          f"rejected answer are the same within {context_length} tokens")
+        raise MiniftError(
+            f"there is no pair to learn from: in {len(examples)} of {len(examples)} the chosen and the "
+            f"rejected answer are the same within {context_length} tokens")
     n_alike, n_cut = len(examples) - len(kept), sum(example["n_cut"] > 0 for example in kept)
     if n_alike or n_cut:
-        warnings.warn(f"of {len(examples)} pairs, {n_alike} were dropped (chosen and rejected are the same) and "
-                      f"{n_cut} were shortened to {context_length} tokens", stacklevel=2)
+        warnings.warn(
+            f"of {len(examples)} pairs, {n_alike} were dropped (chosen and rejected are the same) and "
+            f"{n_cut} were shortened to {context_length} tokens", stacklevel=2)
     return kept
 
 
@@ -82,8 +84,9 @@ def collate_pairs(examples, pad_id):
         batch[f"{side}_response_mask"] = pad(masks, False, length=length)
         sums = [example[f"ref_{side}_logprobs"] for example in examples if f"ref_{side}_logprobs" in example]
         if 0 < len(sums) < len(examples):
-            raise MiniftError(f"{len(sums)} of {len(examples)} pairs hold ref_{side}_logprobs; run "
-                              "add_reference_logprobs on all of them")
+            raise MiniftError(
+                f"{len(sums)} of {len(examples)} pairs hold ref_{side}_logprobs; run "
+                "add_reference_logprobs on all of them")
         if sums:
             batch[f"ref_{side}_logprobs"] = torch.tensor(sums)
     return batch

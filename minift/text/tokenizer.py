@@ -74,8 +74,9 @@ class Tokenizer:
         special_tokens = list(special_tokens)
         n_merges = vocab_size - 256 - len(special_tokens)
         if n_merges < 0:
-            raise MiniftError(f"vocab_size {vocab_size} is too small: 256 bytes and {len(special_tokens)} special "
-                              f"tokens need at least {256 + len(special_tokens)}")
+            raise MiniftError(
+                f"vocab_size {vocab_size} is too small: 256 bytes and {len(special_tokens)} special "
+                f"tokens need at least {256 + len(special_tokens)}")
         if len(set(special_tokens)) < len(special_tokens) or not all(special_tokens):
             raise MiniftError(f"special tokens must be distinct and not empty; got {special_tokens}")
         words = count_words([texts] if isinstance(texts, str) else texts)
@@ -125,8 +126,9 @@ class Tokenizer:
         except BaseException as error:
             if type(error).__name__ != "PanicException":
                 raise
-            raise MiniftError("the text has a run of white space so long that this tokenizer's pattern cannot cut it; "
-                              "shorten it below 100,000 characters") from error
+            raise MiniftError(
+                "the text has a run of white space so long that this tokenizer's pattern cannot cut it; "
+                "shorten it below 100,000 characters") from error
 
     def decode(self, ids, skip_special=False):
         """The text of some ids; special tokens appear as their names unless skipped; broken UTF-8 appears as U+FFFD."""
@@ -158,13 +160,15 @@ class Tokenizer:
         if not isinstance(stored, dict) or stored.get("format") != "minift-tokenizer":
             raise MiniftError(f"{path} is not a tokenizer that minift wrote")
         if stored.get("version") != 1:
-            raise MiniftError(f"{path} has tokenizer version {stored.get('version')}, this minift reads version 1; "
-                              "update minift")
+            raise MiniftError(
+                f"{path} has tokenizer version {stored.get('version')}, this minift reads version 1; "
+                "update minift")
         try:
             ranks = {token.encode("latin-1"): int(i) for token, i in stored["ranks"].items()}
             chat = stored.get("chat", dataclasses.asdict(MINIFT))
-            tokenizer = cls(ranks, stored["special"], stored["pattern"], kind=stored.get("kind", "bpe"),
-                            roles=stored.get("roles"), chat=None if chat is None else ChatFormat(**chat))
+            tokenizer = cls(
+                ranks, stored["special"], stored["pattern"], kind=stored.get("kind", "bpe"),
+                roles=stored.get("roles"), chat=None if chat is None else ChatFormat(**chat))
             intact = tokenizer.hash() == stored["sha256"]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise MiniftError(f"{path} is corrupted ({error}); restore it or train the tokenizer again") from error
@@ -174,8 +178,9 @@ class Tokenizer:
 
     def _as_dict(self):
         ranks = {token.decode("latin-1"): i for token, i in sorted(self.ranks.items(), key=lambda item: item[1])}
-        stored = {"format": "minift-tokenizer", "version": 1, "pattern": self.pattern, "special": self.special,
-                  "ranks": ranks}
+        stored = {
+            "format": "minift-tokenizer", "version": 1, "pattern": self.pattern, "special": self.special,
+            "ranks": ranks}
         # What one trained here does not need is not written.
         if self.kind != "bpe":
             stored["kind"] = self.kind

@@ -16,9 +16,10 @@ LONGEST_WORD = 100
 UNKNOWN = b" [UNK]"
 # Control characters.
 DROPPED = regex.compile(r"(?![\t\n\r])[\p{Cc}\p{Cf}\p{Co}\uFFFD]")
-IDEOGRAPH = regex.compile(r"[\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF\U00020000-\U0002A6DF\U0002A700-\U0002CEAF"
-                          # Each is a word of its own.
-                          r"\U0002F800-\U0002FA1F]")
+IDEOGRAPH = regex.compile(
+    r"[\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF\U00020000-\U0002A6DF\U0002A700-\U0002CEAF"
+    # Each is a word of its own.
+    r"\U0002F800-\U0002FA1F]")
 # And so is each of these.
 SIGN = r"\p{P}$+<=>^`|~"
 WORD = regex.compile(rf"[{SIGN}]|[^\s{SIGN}]+")

@@ -17,17 +17,18 @@ from minift.tour.arc import draw_arc
 from minift.tour.common import Clock, Result, Settings, Tour, quick
 
 # name -> (stage, what the reader sees, seconds that it may take on two CPU cores, stages whose results it needs)
-STAGES = {"base": (adapt.base, "1. The pretrained base", 3, ()),
-          "continued": (adapt.continued, "2. Continued pre-training, with and without replay", 52, ()),
-          "lora": (adapt.low_rank, "3. LoRA against full fine-tuning", 30, ("continued",)),
-          "sft": (instruct.sft, "4. Instruction tuning (SFT)", 63, ()),
-          "preferences": (prefer.preferences, "5. Human preferences, simulated", 43, ("sft",)),
-          "reward": (prefer.reward, "6. The reward model", 25, ("preferences",)),
-          "ppo": (align.ppo, "7. RLHF with PPO", 78, ("reward",)),
-          "dpo": (align.dpo, "8. Direct preference optimization", 52, ("preferences",)),
-          "comparison": (align.compare, "9. Side by side", 14, ("ppo", "dpo")),
-          "encoder": (encode.encoder, "10. The encoder: masked words, and a head on frozen features", 45, ()),
-          "clusters": (unseen.clusters, "11. A cluster of tasks that was never tuned on", 20, ())}
+STAGES = {
+    "base": (adapt.base, "1. The pretrained base", 3, ()),
+    "continued": (adapt.continued, "2. Continued pre-training, with and without replay", 52, ()),
+    "lora": (adapt.low_rank, "3. LoRA against full fine-tuning", 30, ("continued",)),
+    "sft": (instruct.sft, "4. Instruction tuning (SFT)", 63, ()),
+    "preferences": (prefer.preferences, "5. Human preferences, simulated", 43, ("sft",)),
+    "reward": (prefer.reward, "6. The reward model", 25, ("preferences",)),
+    "ppo": (align.ppo, "7. RLHF with PPO", 78, ("reward",)),
+    "dpo": (align.dpo, "8. Direct preference optimization", 52, ("preferences",)),
+    "comparison": (align.compare, "9. Side by side", 14, ("ppo", "dpo")),
+    "encoder": (encode.encoder, "10. The encoder: masked words, and a head on frozen features", 45, ()),
+    "clusters": (unseen.clusters, "11. A cluster of tasks that was never tuned on", 20, ())}
 COLUMNS = ("stage", "measure", "before", "after", "seconds", "budget")
 
 
@@ -130,8 +131,9 @@ def write(tour, rows):
         for name, result in ordered(tour)
     ]
     overview = report.Section("Overview", "The journey in one picture.", None, [], [tour.picture("overview")])
-    report.write_report(tour.out / "report.html", "minift: the tour",
-                        f"One model through every kind of fine-tuning, seed {tour.seed}.", [overview, *sections], rows)
+    report.write_report(
+        tour.out / "report.html", "minift: the tour",
+        f"One model through every kind of fine-tuning, seed {tour.seed}.", [overview, *sections], rows)
 
 
 def measures_of(tour):
@@ -168,6 +170,7 @@ def draw_seeds(path, spread_of):
         axes, (shares, golds, kls), ("share", "gold score (0 to 10)", "KL to SFT (nats a response)")
     ):
         names = [name for name in names if name in spread_of]
-        show.bars(axis, [name.replace("_", " ") for name in names], [spread_of[name]["mean"] for name in names],
-                  [spread_of[name]["std"] for name in names], ylabel=label)
+        show.bars(
+            axis, [name.replace("_", " ") for name in names], [spread_of[name]["mean"] for name in names],
+            [spread_of[name]["std"] for name in names], ylabel=label)
     show.save(fig, path)

@@ -49,16 +49,18 @@ def domain_windows(tour, tokenizer, texts, seed):
 
 def adapt(tour, model, tokenizer, windows, lr, name):
     """Train on windows; returns the history of both domains' losses: steps, new, old."""
-    valid = {"new": domain_texts(DOMAIN, tour.settings.n_valid, tour.seed, "test"),
-             "old": stories(tour.settings.n_valid, tour.seed, "test")}
+    valid = {
+        "new": domain_texts(DOMAIN, tour.settings.n_valid, tour.seed, "test"),
+        "old": stories(tour.settings.n_valid, tour.seed, "test")}
 
     def losses():
         return {f"{key}_loss": text_loss(model, tokenizer, texts) for key, texts in valid.items()}
 
     first = {"step": 0, **losses()}
     steps = tour.settings.domain_steps
-    history = train(model, windows, make_pretrain_loss(model), steps=steps, lr=lr, evaluate=losses,
-                    eval_every=max(1, steps // 6), name=name)
+    history = train(
+        model, windows, make_pretrain_loss(model), steps=steps, lr=lr, evaluate=losses,
+        eval_every=max(1, steps // 6), name=name)
     return [first] + [row for row in history if "new_loss" in row]
 
 
@@ -77,14 +79,15 @@ def continued(tour):
         save_model(model, tokenizer, tour.out / f"continued-{name}")
     plain, with_replay = runs["plain"], runs["replay"]
     rise = plain[-1]["old_loss"] - plain[0]["old_loss"]
-    measures = {"new_perplexity_before": perplexity(plain[0]["new_loss"], 1),
-                "new_perplexity": perplexity(plain[-1]["new_loss"], 1),
-                "old_perplexity_before": perplexity(plain[0]["old_loss"], 1),
-                "old_perplexity": perplexity(plain[-1]["old_loss"], 1),
-                "old_perplexity_with_replay": perplexity(with_replay[-1]["old_loss"], 1),
-                "new_perplexity_with_replay": perplexity(with_replay[-1]["new_loss"], 1),
-                "forgetting_with_replay": (with_replay[-1]["old_loss"] - plain[0]["old_loss"]) / rise,
-                "new_loss_before": plain[0]["new_loss"], "new_loss": plain[-1]["new_loss"]}
+    measures = {
+        "new_perplexity_before": perplexity(plain[0]["new_loss"], 1),
+        "new_perplexity": perplexity(plain[-1]["new_loss"], 1),
+        "old_perplexity_before": perplexity(plain[0]["old_loss"], 1),
+        "old_perplexity": perplexity(plain[-1]["old_loss"], 1),
+        "old_perplexity_with_replay": perplexity(with_replay[-1]["old_loss"], 1),
+        "new_perplexity_with_replay": perplexity(with_replay[-1]["new_loss"], 1),
+        "forgetting_with_replay": (with_replay[-1]["old_loss"] - plain[0]["old_loss"]) / rise,
+        "new_loss_before": plain[0]["new_loss"], "new_loss": plain[-1]["new_loss"]}
     draw.draw_continued(tour, plain, with_replay)
     return Result(
         f"Reading only notices, the model learns them (perplexity {measures['new_perplexity_before']:.0f} to "
@@ -125,10 +128,11 @@ def low_rank(tour):
     speed = speed_ratio(load_model(tour.out / "lora-merged")[0], tour.load("base")[0], tokenizer)
     adapter_bytes = (tour.out / "lora-adapter" / "adapter_model.safetensors").stat().st_size
     gain = (run[0]["new_loss"] - run[-1]["new_loss"]) / (full["new_loss_before"] - full["new_loss"])
-    measures = {"lora_share_trained": n_lora / n_all, "lora_share_of_gain": gain,
-                "lora_adapter_kilobytes": adapter_bytes / 1000, "lora_training_megabytes": 12 * n_lora / 1e6,
-                "full_training_megabytes": 12 * n_all / 1e6, "lora_merge_difference": difference,
-                "lora_merged_time_ratio": speed, "lora_old_perplexity": perplexity(run[-1]["old_loss"], 1)}
+    measures = {
+        "lora_share_trained": n_lora / n_all, "lora_share_of_gain": gain,
+        "lora_adapter_kilobytes": adapter_bytes / 1000, "lora_training_megabytes": 12 * n_lora / 1e6,
+        "full_training_megabytes": 12 * n_all / 1e6, "lora_merge_difference": difference,
+        "lora_merged_time_ratio": speed, "lora_old_perplexity": perplexity(run[-1]["old_loss"], 1)}
     draw.draw_lora(tour, measures, run[-1]["new_loss"], full)
     return Result(
         f"LoRA trains {n_lora / n_all:.1%} of the parameters and gets {gain:.0%} of full fine-tuning's gain; merged, "

@@ -24,8 +24,9 @@ SHOWN = ("iteration", "score", "gold", "kl", "entropy", "response_length", "clip
 
 def ppo_config(s):
     """The settings of PPO; beta is the price of a nat in units of the normalised learned score."""
-    return PPOConfig(beta=0.05, value_coef=0.5, epochs=2, minibatch_size=16, lr=2.5e-4, temperature=TEMPERATURE,
-                     max_new_tokens=s.story_tokens, missing_eos_penalty=2.0)
+    return PPOConfig(
+        beta=0.05, value_coef=0.5, epochs=2, minibatch_size=16, lr=2.5e-4, temperature=TEMPERATURE,
+        max_new_tokens=s.story_tokens, missing_eos_penalty=2.0)
 
 
 def ppo(tour):
@@ -43,9 +44,10 @@ def ppo(tour):
         return score(generation)
 
     torch.manual_seed(tour.seed)
-    history = train_ppo(policy, reference, value_model, reward_fn, [list(ids) for ids in scenes], ppo_config(s),
-                        iterations=s.ppo_iterations, batch_size=s.ppo_batch, eos_id=tokenizer.eos_id,
-                        pad_id=tokenizer.pad_id, seed=tour.seed)
+    history = train_ppo(
+        policy, reference, value_model, reward_fn, [list(ids) for ids in scenes], ppo_config(s),
+        iterations=s.ppo_iterations, batch_size=s.ppo_batch, eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id, seed=tour.seed)
     save_model(policy, tokenizer, tour.out / "ppo")
     rows = [{**row, "gold": value} for row, value in zip(history, gold, strict=True)]
     draw.draw_ppo(tour, rows)
@@ -87,8 +89,9 @@ def dpo(tour):
 
     start = {"step": 0, **evaluate()}
     steps = s.dpo_epochs * len(batches)
-    history = train(policy, batches, make_dpo_loss(policy, s.dpo_beta), steps=steps, lr=s.dpo_lr, name="dpo",
-                    evaluate=evaluate, eval_every=max(1, steps // 2))
+    history = train(
+        policy, batches, make_dpo_loss(policy, s.dpo_beta), steps=steps, lr=s.dpo_lr, name="dpo",
+        evaluate=evaluate, eval_every=max(1, steps // 2))
     policy.eval()
     save_model(policy, tokenizer, tour.out / "dpo")
     seen = [start] + [row for row in history if "gold" in row]
@@ -105,8 +108,9 @@ def dpo(tour):
 
 def on_requests(model, reference, tokenizer, requests, max_new_tokens, seed):
     """Mean gold score and KL of the model's sampled stories."""
-    answers = sample_answers(model, tokenizer, [prompt for prompt, _ in requests], max_new_tokens=max_new_tokens,
-                             temperature=TEMPERATURE, batch_size=128, seed=seed)
+    answers = sample_answers(
+        model, tokenizer, [prompt for prompt, _ in requests], max_new_tokens=max_new_tokens,
+        temperature=TEMPERATURE, batch_size=128, seed=seed)
     gold = story_scores([answer.text for answer in answers], [scene for _, scene in requests])
     kl = response_kl(make_reference(model, TEMPERATURE), reference, answers, tokenizer.pad_id)
     return {"gold": sum(gold) / len(gold), "kl": sum(kl) / len(kl)}
@@ -121,8 +125,9 @@ def compare(tour):
     reference, found = make_reference(sft, TEMPERATURE), {}
     for name in ("base", "sft", "ppo", "dpo"):
         model = tour.load(name)[0]
-        answers = sample_answers(model, tokenizer, list(prompts), max_new_tokens=s.story_tokens,
-                                 temperature=TEMPERATURE, batch_size=128, seed=tour.seed)
+        answers = sample_answers(
+            model, tokenizer, list(prompts), max_new_tokens=s.story_tokens,
+            temperature=TEMPERATURE, batch_size=128, seed=tour.seed)
         gold = story_scores([answer.text for answer in answers], scenes)
         kl = response_kl(make_reference(model, TEMPERATURE), reference, answers, tokenizer.pad_id)
         found[name] = {"gold": gold, "kl": sum(kl) / len(kl), "answers": answers}

@@ -10,24 +10,29 @@ from minift.show import figure, save
 # Stage -> the box: its place (column, row), its title, and what it shows of the measures. {x:.0%} is filled in.
 BOXES = {
     "base": ((0, 0), "Pre-training", "unread stories,\nperplexity {base_perplexity:.2f}"),
-    "continued": ((1, 0), "Continued pre-training", "a new domain,\nperplexity {new_perplexity_before:,.0f}"
-                                                     " → {new_perplexity:.1f}"),
+    "continued": (
+        (1, 0), "Continued pre-training", "a new domain,\nperplexity {new_perplexity_before:,.0f}"
+                                           " → {new_perplexity:.1f}"),
     "lora": ((2, 0), "LoRA", "{lora_share_trained:.0%} of the parameters,\n{lora_share_of_gain:.0%} of the gain"),
     "sft": ((0, 1), "Instruction tuning (SFT)", "exact answers:\n{exact_match_before:.0%} → {exact_match:.0%}"),
     "preferences": ((1, 1), "Preferences", "people agree with\nthe gold order: {annotator_agreement:.0%}"),
     "reward": ((2, 1), "Reward model", "held-out pairs\nin gold order: {reward_accuracy_gold:.0%}"),
     "ppo": ((3, 1), "PPO", "wins against SFT:\n{win_rate_ppo:.0%}"),
     "dpo": ((3, 2), "DPO", "wins against SFT:\n{win_rate_dpo:.0%}"),
-    "clusters": ((0, 2), "Withheld task cluster", "tuned on all others:\n{withheld_exact_match_before:.0%} → "
-                                                  "{withheld_exact_match_after:.0%} exact"),
-    "encoder": ((3, 0), "Encoder (BERT)", "hidden tokens found: {masked_accuracy:.0%}\n(by a bigram: "
-                                          "{bigram_accuracy:.0%})"),
+    "clusters": (
+        (0, 2), "Withheld task cluster", "tuned on all others:\n{withheld_exact_match_before:.0%} → "
+                                         "{withheld_exact_match_after:.0%} exact"),
+    "encoder": (
+        (3, 0), "Encoder (BERT)", "hidden tokens found: {masked_accuracy:.0%}\n(by a bigram: "
+                                  "{bigram_accuracy:.0%})"),
 }
 # Which stage needs the result of which.
-ARROWS = [("base", "continued"), ("continued", "lora"), ("base", "sft"), ("sft", "preferences"),
-          ("preferences", "reward"), ("reward", "ppo"), ("preferences", "dpo")]
-COLOURS = {"base": "#4a5568", "continued": "#4a5568", "lora": "#4a5568", "encoder": "#6b46c1", "sft": "#00694d",
-           "clusters": "#00694d", "preferences": "#b7791f", "reward": "#b7791f", "ppo": "#c05621", "dpo": "#c05621"}
+ARROWS = [
+    ("base", "continued"), ("continued", "lora"), ("base", "sft"), ("sft", "preferences"),
+    ("preferences", "reward"), ("reward", "ppo"), ("preferences", "dpo")]
+COLOURS = {
+    "base": "#4a5568", "continued": "#4a5568", "lora": "#4a5568", "encoder": "#6b46c1", "sft": "#00694d",
+    "clusters": "#00694d", "preferences": "#b7791f", "reward": "#b7791f", "ppo": "#c05621", "dpo": "#c05621"}
 WIDTH, HEIGHT, STEP_X, STEP_Y = 2.1, 1.05, 2.75, 1.6
 
 
@@ -62,12 +67,16 @@ def draw_box(axis, name, text):
     """A filled box with the stage's name, and below it what was measured."""
     from matplotlib.patches import FancyBboxPatch
     x, y = corner(name)
-    axis.add_patch(FancyBboxPatch((x, y), WIDTH, HEIGHT, boxstyle="round,pad=0,rounding_size=0.08",
-                                  facecolor=COLOURS[name], edgecolor="none"))
-    axis.text(x + WIDTH / 2, y + 0.78 * HEIGHT, BOXES[name][1], ha="center", va="center", color="white", fontsize=11,
-              weight="bold")
-    axis.text(x + WIDTH / 2, y + 0.34 * HEIGHT, text or "not measured", ha="center", va="center", color="white",
-              fontsize=10.5, linespacing=1.35)
+    axis.add_patch(
+        FancyBboxPatch(
+            (x, y), WIDTH, HEIGHT, boxstyle="round,pad=0,rounding_size=0.08",
+            facecolor=COLOURS[name], edgecolor="none"))
+    axis.text(
+        x + WIDTH / 2, y + 0.78 * HEIGHT, BOXES[name][1], ha="center", va="center", color="white", fontsize=11,
+        weight="bold")
+    axis.text(
+        x + WIDTH / 2, y + 0.34 * HEIGHT, text or "not measured", ha="center", va="center", color="white",
+        fontsize=10.5, linespacing=1.35)
 
 
 def draw_arrow(axis, start, end):

@@ -71,10 +71,11 @@ class Settings:
 
 def quick():
     """Settings under which every stage runs in seconds and none learns much."""
-    return replace(Settings(), domain_steps=6, n_domain=60, n_valid=8, n_instructions=200, sft_steps=6, n_answers=16,
-                   n_pairs=24, n_pairs_valid=8, reward_epochs=1, ppo_iterations=2, ppo_batch=8, dpo_epochs=1,
-                   n_prompts=8, story_tokens=96, label_sizes=(8, 16), n_full_sizes=1, label_steps=4, n_labelled_test=30,
-                   n_cluster_rows=36 * 2, cluster_steps=2)
+    return replace(
+        Settings(), domain_steps=6, n_domain=60, n_valid=8, n_instructions=200, sft_steps=6, n_answers=16,
+        n_pairs=24, n_pairs_valid=8, reward_epochs=1, ppo_iterations=2, ppo_batch=8, dpo_epochs=1,
+        n_prompts=8, story_tokens=96, label_sizes=(8, 16), n_full_sizes=1, label_steps=4, n_labelled_test=30,
+        n_cluster_rows=36 * 2, cluster_steps=2)
 
 
 @dataclass
@@ -93,8 +94,9 @@ class Tour:
         """(model, tokenizer) that a stage has saved under `name`; "base" and "pretrained encoder" come with minift."""
         path = {"base": self.base, "pretrained encoder": self.encoder}.get(name, self.out / name)
         if not path.exists():
-            raise MiniftError(f"the tour needs {path}, which an earlier stage makes; run that stage too, or the whole "
-                              "tour")
+            raise MiniftError(
+                f"the tour needs {path}, which an earlier stage makes; run that stage too, or the whole "
+                "tour")
         return load_model(path)
 
     def picture(self, name):

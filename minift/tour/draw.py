@@ -18,8 +18,9 @@ def draw_base(tour):
     log = read_history(tour.base / "log.jsonl")
     series = {"training loss": points(log, "loss"), "held-out stories": points(log, "valid_stories_loss")}
     fig, axes = show.figure()
-    show.curves(axes, series, xlabel="step of pre-training", ylabel="loss (nats per token)",
-                title="How the base was made")
+    show.curves(
+        axes, series, xlabel="step of pre-training", ylabel="loss (nats per token)",
+        title="How the base was made")
     show.save(fig, tour.picture("base"))
 
 
@@ -53,8 +54,9 @@ def draw_sft(tour, tokenizer, rows, history):
     show.draw_tokens(axes, tokenizer, [ids for ids, _ in chats], [mask for _, mask in chats])
     show.save(fig, tour.picture("sft-mask"))
     fig, axes = show.figure()
-    show.curves(axes, {"training loss": smooth(history, "loss")}, xlabel="step",
-                ylabel="loss on response tokens (nats a token, mean of 8 steps)", title="Instruction tuning")
+    show.curves(
+        axes, {"training loss": smooth(history, "loss")}, xlabel="step",
+        ylabel="loss on response tokens (nats a token, mean of 8 steps)", title="Instruction tuning")
     show.save(fig, tour.picture("sft"))
 
 
@@ -63,16 +65,18 @@ def draw_preferences(tour, gaps):
     whole = [round(gap) for gap in gaps]
     scale = range(min(whole), max(whole) + 1)
     fig, axes = show.figure()
-    show.bars(axes, [f"{gap:+d}" for gap in scale], [whole.count(gap) for gap in scale], ylabel="pairs",
-              title="Gold score of the chosen story minus that of the rejected one (points)")
+    show.bars(
+        axes, [f"{gap:+d}" for gap in scale], [whole.count(gap) for gap in scale], ylabel="pairs",
+        title="Gold score of the chosen story minus that of the rejected one (points)")
     show.save(fig, tour.picture("preferences"))
 
 
 def draw_reward(tour, history, curve):
     """The reward model's loss, and whether it is right as often as it says."""
     fig, axes = show.figure(1, 2)
-    show.curves(axes[0], {"training loss": smooth(history, "loss")}, xlabel="step",
-                ylabel="Bradley-Terry loss (nats a pair, mean of 8 steps)", title="Reward model")
+    show.curves(
+        axes[0], {"training loss": smooth(history, "loss")}, xlabel="step",
+        ylabel="Bradley-Terry loss (nats a pair, mean of 8 steps)", title="Reward model")
     columns = ([point[key] for point in curve] for key in ("confidence", "accuracy", "count"))
     show.reliability(axes[1], *columns)
     show.save(fig, tour.picture("reward"))
@@ -80,10 +84,11 @@ def draw_reward(tour, history, curve):
 
 def draw_ppo(tour, rows):
     """PPO's eight curves: what is wanted, what it costs, and how the optimization fares."""
-    labels = {"gold": "gold score (0 to 10)", "score": "learned score", "kl": "KL to SFT (nats a response)",
-              "entropy": "entropy (nats a token)", "response_length": "response length (tokens)",
-              "clip_fraction": "clip fraction", "explained_variance": "explained variance",
-              "eos_share": "ended by <eos>"}
+    labels = {
+        "gold": "gold score (0 to 10)", "score": "learned score", "kl": "KL to SFT (nats a response)",
+        "entropy": "entropy (nats a token)", "response_length": "response length (tokens)",
+        "clip_fraction": "clip fraction", "explained_variance": "explained variance",
+        "eos_share": "ended by <eos>"}
     fig, axes = show.figure(2, 4)
     for axis, (key, label) in zip(axes.flat, labels.items()):
         show.curves(axis, {label: points(rows, key, "iteration")}, xlabel="iteration", ylabel=label)
@@ -130,8 +135,9 @@ def draw_encoder(tour, curve, counts, labels):
     sizes = tour.settings.label_sizes
     series = {way: (list(found), list(found.values())) for way, found in curve.items()}
     fig, axes = show.figure(1, 2, width=11, height=4.4)
-    show.curves(axes[0], series, xlabel="labelled stories (log axis)", ylabel="accuracy (held-out stories)",
-                title="What went wrong?")
+    show.curves(
+        axes[0], series, xlabel="labelled stories (log axis)", ylabel="accuracy (held-out stories)",
+        title="What went wrong?")
     log_labels(axes[0], sizes)
     show.confusion(axes[1], counts, labels, title=f"the probe with {sizes[1]} labels")
     show.save(fig, tour.picture("encoder"))

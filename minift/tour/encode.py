@@ -33,11 +33,12 @@ def encoder(tour):
     right, (confidence, guesses) = labels_of(task.test["stories"]), task.probabilities(probe, "stories").max(-1)
     names = [[task.labels[int(i)] for i in part] for part in (guesses, right)]
     draw.draw_encoder(tour, curve, confusion_matrix(*names, task.labels), task.labels)
-    measures = {**filled, "probe_macro_f1": macro_f1(guesses, right),
-                "probe_calibration_error": expected_calibration_error(confidence, guesses == torch.tensor(right)),
-                "majority_accuracy": majority(labels_of(task.train), right),
-                **{f"{way.replace(' ', '_')}_accuracy_{n}": value for way, points in curve.items()
-                   for n, value in points.items()}}
+    measures = {
+        **filled, "probe_macro_f1": macro_f1(guesses, right),
+        "probe_calibration_error": expected_calibration_error(confidence, guesses == torch.tensor(right)),
+        "majority_accuracy": majority(labels_of(task.train), right),
+        **{f"{way.replace(' ', '_')}_accuracy_{n}": value for way, points in curve.items()
+           for n, value in points.items()}}
     return Result(
         f"The encoder fills {filled['masked_accuracy']:.0%} of the blanks (a bigram guess: "
         f"{filled['bigram_accuracy']:.0%}). Frozen, with {few} labels, it gets {curve['probe'][few]:.0%} of the topics "
@@ -65,8 +66,9 @@ def blank_measures(model, tokenizer, seed, n):
     known = encoder_rows(tokenizer, 2000, seed, "train", length)
     bigrams = Bigrams(known, tokenizer.vocab_size, tokenizer.special.values())
     frequent, bigram = bigrams.accuracies(valid)
-    return {"masked_accuracy": masked_accuracy(model, valid), "bigram_accuracy": bigram,
-            "most_frequent_accuracy": frequent}
+    return {
+        "masked_accuracy": masked_accuracy(model, valid), "bigram_accuracy": bigram,
+        "most_frequent_accuracy": frequent}
 
 
 @torch.no_grad()
@@ -78,8 +80,9 @@ def fill_blanks(model, tokenizer, texts, seed):
     batch = collate_ids([encode_segments(tokenizer, text)[0] for text in texts], tokenizer.pad_id)
     ids, special = batch["input_ids"], torch.isin(batch["input_ids"], torch.tensor(list(tokenizer.special.values())))
     words = word_ids(ids, letters_of(tokenizer))                             # (B, T)
-    hidden, _ = mask_tokens(ids, special, mask_id=tokenizer.special_id("<mask>"), vocab_size=tokenizer.vocab_size,
-                            generator=torch.Generator().manual_seed(seed), word_ids=words)
+    hidden, _ = mask_tokens(
+        ids, special, mask_id=tokenizer.special_id("<mask>"), vocab_size=tokenizer.vocab_size,
+        generator=torch.Generator().manual_seed(seed), word_ids=words)
     blanks = hidden == tokenizer.special_id("<mask>")
     guesses = torch.where(blanks, model(hidden, batch["attention_mask"]).argmax(-1), ids)
     found = []

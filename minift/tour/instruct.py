@@ -31,8 +31,9 @@ def sft(tour):
     held_out = instructions(s.n_answers, tour.seed, "test", READING)
     before = ask_all(model, tokenizer, held_out, tour.seed)
     rows = mixture(s.n_instructions, tour.seed)
-    history = tune_on_chats(model, tokenizer, rows, steps=s.sft_steps, lr=s.sft_lr, batch_size=s.sft_batch,
-                            seed=tour.seed, name="sft", progress=True)
+    history = tune_on_chats(
+        model, tokenizer, rows, steps=s.sft_steps, lr=s.sft_lr, batch_size=s.sft_batch,
+        seed=tour.seed, name="sft", progress=True)
     model.eval()
     save_model(model, tokenizer, tour.out / "sft")
     after = ask_all(model, tokenizer, held_out, tour.seed)
@@ -41,15 +42,17 @@ def sft(tour):
          "SFT": score(after, held_out, task)}
         for task in READING
     ]
-    measures = {"exact_match_before": score(before, held_out), "exact_match": score(after, held_out),
-                "ends_with_eos": sum(answer.ended for answer in after) / len(after),
-                **{f"exact_match_{row['task']}": row["SFT"] for row in table}}
+    measures = {
+        "exact_match_before": score(before, held_out), "exact_match": score(after, held_out),
+        "ends_with_eos": sum(answer.ended for answer in after) / len(after),
+        **{f"exact_match_{row['task']}": row["SFT"] for row in table}}
     draw.draw_sft(tour, tokenizer, rows, history)
     texts = [
         (label, text)
         for i in range(2)
-        for label, text in ((f"instruction {i + 1}", before[i].prompt), ("base continues", before[i].text),
-                            ("SFT answers", after[i].text))
+        for label, text in (
+                (f"instruction {i + 1}", before[i].prompt), ("base continues", before[i].text),
+                ("SFT answers", after[i].text))
     ]
     return Result(
         f"The base answers {measures['exact_match_before']:.0%} of the held-out questions, the tuned model "
@@ -68,8 +71,9 @@ def mixture(n, seed):
 
     Five in six come from templates, because they hold the tasks that are asked afterwards.
     """
-    people, model = (read_jsonl(INSTRUCTIONS / name)[:n // share] for name, share in (("written.jsonl", 12),
-                                                                                       ("model.jsonl", 24)))
+    people, model = (
+        read_jsonl(INSTRUCTIONS / name)[:n // share] for name, share in (
+            ("written.jsonl", 12), ("model.jsonl", 24)))
     items = world_rows(n // 24, f"crowd/{seed}", tasks=crowd.TASKS)
     labelled, _ = crowd.labelled_rows(items, seed)
     templates = read_templates(INSTRUCTIONS / "templates.json")

@@ -28,8 +28,9 @@ def preferences(tour):
     for split, n in (("train", s.n_pairs), ("valid", s.n_pairs_valid)):
         requests = story_requests(n, tour.seed, split)
         scenes = dict(requests)
-        pairs = sample_pairs(model, tokenizer, [prompt for prompt, _ in requests], max_new_tokens=s.story_tokens,
-                             temperature=TEMPERATURE, batch_size=128, seed=tour.seed)
+        pairs = sample_pairs(
+            model, tokenizer, [prompt for prompt, _ in requests], max_new_tokens=s.story_tokens,
+            temperature=TEMPERATURE, batch_size=128, seed=tour.seed)
         rows[split] = annotate(
             pairs, lambda prompt, text: judge(text, scenes[prompt]).score, noise=NOISE, seed=tour.seed
         )
@@ -43,8 +44,9 @@ def preferences(tour):
     texts = [
         (label, text)
         for row in rows["train"][:3]
-        for label, text in (("request", row["prompt"]), (f"chosen (gold {row['gold'][0]:.1f})", row["chosen"]),
-                            (f"rejected (gold {row['gold'][1]:.1f})", row["rejected"]))
+        for label, text in (
+                ("request", row["prompt"]), (f"chosen (gold {row['gold'][0]:.1f})", row["chosen"]),
+                (f"rejected (gold {row['gold'][1]:.1f})", row["rejected"]))
     ]
     return Result(
         f"From {kept['train']} pairs of sampled stories the annotators chose the one that the rubric prefers in "
@@ -80,23 +82,27 @@ def reward(tour):
     curve = reliability_curve(
         [max(p, 1 - p) for p in probability.tolist()], [p > 0.5 for p in probability.tolist()], n_bins=10
     )
-    measures = {"reward_accuracy_gold": sum(right) / max(1, len(right)),
-                "reward_accuracy_annotators": (chosen > rejected).float().mean().item()}
+    measures = {
+        "reward_accuracy_gold": sum(right) / max(1, len(right)),
+        "reward_accuracy_annotators": (chosen > rejected).float().mean().item()}
     draw.draw_reward(tour, history, curve)
-    return Result(f"On held-out pairs the reward model puts {measures['reward_accuracy_gold']:.0%} in the gold order "
-                  f"({len(decided)} pairs without a tie).",
-                  measures,
-                  {"measure": "pairs in gold order", "before": 0.5, "after": measures["reward_accuracy_gold"]},
-                  pictures=[tour.picture("reward")])
+    return Result(
+        f"On held-out pairs the reward model puts {measures['reward_accuracy_gold']:.0%} in the gold order "
+        f"({len(decided)} pairs without a tie).",
+        measures,
+        {"measure": "pairs in gold order", "before": 0.5, "after": measures["reward_accuracy_gold"]},
+        pictures=[tour.picture("reward")])
 
 
 def score_held_out(tour, model, tokenizer):
     """(chosen scores, rejected scores, gold pairs) of the held-out pairs; pairs that are alike are left out."""
     rows = read_jsonl(tour.out / "preferences-valid.jsonl")
-    pairs = [encode_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"], model.config.context_length)
-             for row in rows]
+    pairs = [
+        encode_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"], model.config.context_length)
+        for row in rows]
     gold = [row["gold"] for row, pair in zip(rows, pairs) if pair]
-    batches = Batches([pair for pair in pairs if pair], 32, lambda part: collate_pairs(part, tokenizer.pad_id),
-                      shuffle=False)
+    batches = Batches(
+        [pair for pair in pairs if pair], 32, lambda part: collate_pairs(part, tokenizer.pad_id),
+        shuffle=False)
     chosen, rejected = zip(*score_pairs(model, batches))
     return torch.cat(chosen), torch.cat(rejected), gold

@@ -27,8 +27,9 @@ def clusters(tour):
     before = assess(model, tokenizer, fold.test)
     tune_on_chats(model, tokenizer, fold.train, steps=s.cluster_steps, lr=s.cluster_lr, seed=tour.seed)
     after = assess(model.eval(), tokenizer, fold.test)
-    scores = {metric: [sum(found[metric].values()) / len(found[metric]) for found in (before, after)]
-              for metric in METRICS}
+    scores = {
+        metric: [sum(found[metric].values()) / len(found[metric]) for found in (before, after)]
+        for metric in METRICS}
     draw_fold(tour, scores)
     pictures = [tour.picture("clusters")]
     if STUDY.exists():
@@ -42,9 +43,10 @@ def clusters(tour):
         {f"withheld_{metric}_{when}": value for metric, values in scores.items()
          for when, value in zip(("before", "after"), values)},
         {"measure": f"exact match, withheld: {WITHHELD}", "before": base, "after": tuned},
-        rows=[{"withheld task": task, **{f"{metric}, {name}": found[metric][task] for metric in METRICS
-                                         for name, found in (("base", before), ("tuned", after))}}
-              for task in before["exact_match"]],
+        rows=[
+            {"withheld task": task, **{f"{metric}, {name}": found[metric][task] for metric in METRICS
+                                       for name, found in (("base", before), ("tuned", after))}}
+            for task in before["exact_match"]],
         pictures=pictures)
 
 

@@ -23,8 +23,9 @@ def check_ratings(ratings):
     """The ratings as lists; MiniftError for rows of unequal length or when no item has two ratings."""
     rows = [list(row) for row in ratings]
     if len({len(row) for row in rows}) > 1:
-        raise MiniftError(f"every annotator needs an entry for each item (None where there is none); the rows have "
-                          f"{sorted({len(row) for row in rows})} entries")
+        raise MiniftError(
+            f"every annotator needs an entry for each item (None where there is none); the rows have "
+            f"{sorted({len(row) for row in rows})} entries")
     if not any(len(said) > 1 for said in by_item(rows)):
         raise MiniftError("agreement needs items that at least two annotators have rated; there is none")
     return rows
@@ -134,8 +135,9 @@ def agreement_with_others(ratings):
     """For each annotator the share of the others' ratings of the same items that equal hers; None when none overlap."""
     rows, found = check_ratings(ratings), []
     for a, row in enumerate(rows):
-        same = [x == other[i] for b, other in enumerate(rows) if b != a
-                for i, x in enumerate(row) if x is not None and other[i] is not None]
+        same = [
+            x == other[i] for b, other in enumerate(rows) if b != a
+            for i, x in enumerate(row) if x is not None and other[i] is not None]
         found.append(sum(same) / len(same) if same else None)
     return found
 
@@ -201,8 +203,9 @@ def simulate(truth, labels, confusions, seed=0, missing=0.0):
     for matrix in confusions:
         if len(matrix) != len(labels) or any(abs(sum(row) - 1) > 1e-6 or min(row) < 0 for row in matrix):
             raise MiniftError("each annotator needs a row of probabilities, with sum 1, for each label")
-        ratings.append([None if rng.random() < missing else rng.choices(labels, matrix[labels.index(right)])[0]
-                        for right in truth])
+        ratings.append(
+            [None if rng.random() < missing else rng.choices(labels, matrix[labels.index(right)])[0]
+             for right in truth])
     return ratings
 
 

@@ -20,9 +20,10 @@ MISREAD = {"vague": 0.6, "clear": 0.1}
 HASTY = [[0.95, 0.05], [0.6, 0.4]]
 # How they slip.
 PEOPLE = (*(annotation.noisy(accuracy, 2) for accuracy in (0.92, 0.86, 0.9, 0.7)), HASTY)
-TASKS = ("ended_well", "is_animal", "is_colour", "somebody_speaks", "animal_or", "colour_or", "place_or", "mood",
-         # The tasks with two options.
-         "first_event", "first_named")
+TASKS = (
+    "ended_well", "is_animal", "is_colour", "somebody_speaks", "animal_or", "colour_or", "place_or", "mood",
+    # The tasks with two options.
+    "first_event", "first_named")
 
 
 def options(row):
@@ -39,14 +40,16 @@ def rate(truth, guidelines, n_annotators, seed=0):
     guidelines: "vague" or "clear". Raises MiniftError for others, and for more people than there are.
     """
     if guidelines not in MISREAD or not 1 <= n_annotators <= len(PEOPLE):
-        raise MiniftError(f"expected guidelines {' or '.join(MISREAD)} and 1 to {len(PEOPLE)} annotators; got "
-                          f"{guidelines!r:.40} and {n_annotators}")
+        raise MiniftError(
+            f"expected guidelines {' or '.join(MISREAD)} and 1 to {len(PEOPLE)} annotators; got "
+            f"{guidelines!r:.40} and {n_annotators}")
     rng = random.Random(f"pitfalls/{seed}")
     pitfalls, ratings = [rng.random() < PITFALLS for _ in truth], []
     for a, slips in enumerate(PEOPLE[:n_annotators]):
         misread = random.Random(f"misread/{a}/{seed}")
-        understood = [1 - right if pitfall and misread.random() < MISREAD[guidelines] else right
-                      for right, pitfall in zip(truth, pitfalls)]
+        understood = [
+            1 - right if pitfall and misread.random() < MISREAD[guidelines] else right
+            for right, pitfall in zip(truth, pitfalls)]
         ratings += annotation.simulate(understood, (0, 1), [slips], f"slips/{a}/{seed}")
     return ratings
 
@@ -82,8 +85,9 @@ def what_it_buys(n=1000, seeds=(0, 1, 2), sizes=(1, 3, 5)):
     for guidelines in MISREAD:
         for size in sizes:
             found = [measure(n, seed, guidelines, size) for seed in seeds]
-            means = {name: None if found[0][name] is None else sum(one[name] for one in found) / len(found)
-                     for name in found[0]}
+            means = {
+                name: None if found[0][name] is None else sum(one[name] for one in found) / len(found)
+                for name in found[0]}
             rows.append({"guidelines": guidelines, "annotators": size, "minutes": size * MINUTES, **means})
     return rows
 
@@ -92,7 +96,9 @@ def measure(n, seed, guidelines, size):
     """alpha and the errors after adjudication of n items, half of them of either label."""
     truth = [i % 2 for i in range(n)]
     ratings = rate(truth, guidelines, size, seed)
-    error = {how: sum(a != b for a, b in zip(truth, adjudicate(ratings, how))) / n
-             for how in ("majority", "dawid-skene")}
-    return {"alpha": annotation.krippendorff_alpha(ratings) if size > 1 else None, "majority": error["majority"],
-            "dawid_skene": error["dawid-skene"]}
+    error = {
+        how: sum(a != b for a, b in zip(truth, adjudicate(ratings, how))) / n
+        for how in ("majority", "dawid-skene")}
+    return {
+        "alpha": annotation.krippendorff_alpha(ratings) if size > 1 else None, "majority": error["majority"],
+        "dawid_skene": error["dawid-skene"]}

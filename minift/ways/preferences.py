@@ -16,8 +16,9 @@ def sample_pairs(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, 
     Prompts whose two answers came out the same are left out: they hold no preference.
     """
     doubled = [prompt for prompt in prompts for _ in range(2)]
-    answers = sample_answers(model, tokenizer, doubled, max_new_tokens=max_new_tokens, temperature=temperature,
-                             batch_size=batch_size, seed=seed)
+    answers = sample_answers(
+        model, tokenizer, doubled, max_new_tokens=max_new_tokens, temperature=temperature,
+        batch_size=batch_size, seed=seed)
     pairs = [
         {"prompt": first.prompt, "answers": [first.text, second.text]}
         for first, second in zip(answers[::2], answers[1::2])

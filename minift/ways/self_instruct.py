@@ -28,8 +28,9 @@ LABELS = ("Task", "Input", "Answer")
 FIELD = regex.compile(r"(?ms)^[ \t]*(Task|Input|Answer):(.*?)(?=^[ \t]*(?:Task|Input|Answer):|\Z)")
 
 
-def self_instruct(seeds, writer, *, n, max_attempts=None, n_seed_demos=3, n_own_demos=1, threshold=0.7, whole=False,
-                  blacklist=BLACKLIST, checker=None, seed=0):
+def self_instruct(
+        seeds, writer, *, n, max_attempts=None, n_seed_demos=3, n_own_demos=1, threshold=0.7, whole=False,
+        blacklist=BLACKLIST, checker=None, seed=0):
     """(rows, statistics): up to n new rows {"messages", "task", "cluster", "source", "id"}, and what was refused.
 
     seeds: rows with messages, of which the first user and assistant turns count. writer(prompt) -> its continuation.
@@ -59,8 +60,9 @@ def self_instruct(seeds, writer, *, n, max_attempts=None, n_seed_demos=3, n_own_
                 rejected[reason] += 1
             elif len(own) < n:
                 own.append(remember(task))
-    statistics = {"attempts": attempts, "candidates": (total := len(own) + rejected.total()), "accepted": len(own),
-                  "acceptance_rate": len(own) / max(total, 1), "rejected": dict(rejected)}
+    statistics = {
+        "attempts": attempts, "candidates": (total := len(own) + rejected.total()), "accepted": len(own),
+        "acceptance_rate": len(own) / max(total, 1), "rejected": dict(rejected)}
     return [row_of(task, f"self-instruct-{seed}-{i}") for i, task in enumerate(own)], statistics
 
 

@@ -33,8 +33,9 @@ def fill(text, fields, where="the template"):
             return mark[0][0]
         slot = slot_name(mark, where)
         if slot not in fields:
-            raise MiniftError(f"{where}: no field for the slot {{{slot}}} in {text!r:.80}; the fields there are: "
-                              f"{', '.join(map(str, fields)) or 'none'}")
+            raise MiniftError(
+                f"{where}: no field for the slot {{{slot}}} in {text!r:.80}; the fields there are: "
+                f"{', '.join(map(str, fields)) or 'none'}")
         return fields[slot]
 
     return MARK.sub(value, text)
@@ -47,11 +48,13 @@ def slots(text, where="the template"):
 
 def slot_name(mark, where):
     if mark[1] is None:
-        raise MiniftError(f"{where}: the brace {mark[0]} at character {mark.start()} stands alone; write {mark[0] * 2} "
-                          "for a brace, {name} for a slot")
+        raise MiniftError(
+            f"{where}: the brace {mark[0]} at character {mark.start()} stands alone; write {mark[0] * 2} "
+            "for a brace, {name} for a slot")
     if not SLOT.fullmatch(mark[1]):
-        raise MiniftError(f"{where}: {mark[0]} is no slot; a slot's name has letters, digits and _, and {{{{ and }}}} "
-                          "stand for braces")
+        raise MiniftError(
+            f"{where}: {mark[0]} is no slot; a slot's name has letters, digits and _, and {{{{ and }}}} "
+            "stand for braces")
     return mark[1]
 
 
@@ -67,8 +70,9 @@ def read_templates(path):
     """
     tasks = read_json(path)
     if not isinstance(tasks, dict) or not tasks:
-        raise MiniftError(f'{path}: expected an object {{task: {{"cluster": ..., "templates": [...]}}}}, at least one '
-                          f"task; got {tasks!r:.80}")
+        raise MiniftError(
+            f'{path}: expected an object {{task: {{"cluster": ..., "templates": [...]}}}}, at least one '
+            f"task; got {tasks!r:.80}")
     return {task: check_task(entry, f"{path}, task {task!r}") for task, entry in tasks.items()}
 
 
@@ -84,8 +88,9 @@ def check_task(entry, where):
         templates.append(check_template(template, f"{where}, template {number}"))
         text = " ".join(templates[-1]["instruction"].lower().split())
         if text in texts:
-            raise MiniftError(f"{where}, template {number}: the instruction is that of template {texts[text]}; reword "
-                              "it, or drop it")
+            raise MiniftError(
+                f"{where}, template {number}: the instruction is that of template {texts[text]}; reword "
+                "it, or drop it")
         texts[text] = number
     if not any(template["split"] == "seen" for template in templates):
         raise MiniftError(f'{where}: no template of the split "seen", so that there is nothing to train on; add one')
@@ -100,8 +105,9 @@ def check_template(template, where):
         if not isinstance(template[key], str) or not template[key].strip():
             raise MiniftError(f"{where}: the {key} must be a text that is not empty; got {template[key]!r:.80}")
     if not slots(template["instruction"], where) + slots(template["response"], where):
-        raise MiniftError(f"{where}: no slot in instruction or response, so that every example would read alike; "
-                          "write {name} where the field called name belongs")
+        raise MiniftError(
+            f"{where}: no slot in instruction or response, so that every example would read alike; "
+            "write {name} where the field called name belongs")
     if not isinstance(template["inverted"], bool):
         raise MiniftError(f"{where}: inverted must be true or false; got {template['inverted']!r:.80}")
     check_split(template["split"], where)
@@ -142,23 +148,27 @@ def instantiate(rows, templates, *, split="seen", seed=0, source="template", inv
     for number, row in enumerate(rows, start=1):
         where = f"{name} {number}"
         task = task_of(row, templates, where)
-        choices = [i for i, template in enumerate(templates[task]["templates"], start=1)
-                   if template["split"] == split and (inverted or not template["inverted"])]
+        choices = [
+            i for i, template in enumerate(templates[task]["templates"], start=1)
+            if template["split"] == split and (inverted or not template["inverted"])]
         if not choices:
-            raise MiniftError(f"{where}: the task {task!r} has no {split} template"
-                              f"{'' if inverted else ' that is not inverted'}; add one to the file")
+            raise MiniftError(
+                f"{where}: the task {task!r} has no {split} template"
+                f"{'' if inverted else ' that is not inverted'}; add one to the file")
         chosen = rng.choice(choices)
         template = templates[task]["templates"][chosen - 1]
         messages = fill_chat(template, fields_of(row), f"{where}, template {chosen} of the task {task!r}")
-        chats.append({"messages": messages, "task": task, "cluster": templates[task]["cluster"], "source": source,
-                      "id": row.get("id", f"{task}-{number}"), "template": chosen, "inverted": template["inverted"]})
+        chats.append(
+            {"messages": messages, "task": task, "cluster": templates[task]["cluster"], "source": source,
+             "id": row.get("id", f"{task}-{number}"), "template": chosen, "inverted": template["inverted"]})
     return chats
 
 
 def fill_chat(template, fields, where):
     """[user, assistant]; MiniftError when a field is missing or nothing is left to answer."""
-    messages = [{"role": role, "content": fill(template[key], fields, where)}
-                for role, key in (("user", "instruction"), ("assistant", "response"))]
+    messages = [
+        {"role": role, "content": fill(template[key], fields, where)}
+        for role, key in (("user", "instruction"), ("assistant", "response"))]
     check_messages(messages, where, need_assistant=True)
     return messages
 
@@ -166,8 +176,9 @@ def fill_chat(template, fields, where):
 def task_of(row, templates, where):
     task = row.get("task", next(iter(templates)) if len(templates) == 1 else None)
     if task is None:
-        raise MiniftError(f'{where}: the key "task" is missing; it says which of these templates to use: '
-                          f"{', '.join(templates)}")
+        raise MiniftError(
+            f'{where}: the key "task" is missing; it says which of these templates to use: '
+            f"{', '.join(templates)}")
     if not isinstance(task, str) or task not in templates:
         raise MiniftError(f"{where}: no templates for the task {task!r:.80}; there are {', '.join(templates)}")
     return task
@@ -176,8 +187,9 @@ def task_of(row, templates, where):
 def fields_of(row):
     """name -> text: the strings and numbers under "fields", or of the row itself; true, null and lists are no text."""
     fields = row["fields"] if isinstance(row.get("fields"), dict) else row
-    return {name: str(value) for name, value in fields.items()
-            if isinstance(value, str | int | float) and not isinstance(value, bool)}
+    return {
+        name: str(value) for name, value in fields.items()
+        if isinstance(value, str | int | float) and not isinstance(value, bool)}
 
 
 def from_jsonl(path, templates_path, **options):

@@ -37,11 +37,13 @@ def run(out, base=DATA / "base", seeds=(0, 1, 2), ways=("base", *rows.WAYS), ste
             cells[way, seed] = read_json(path)
             scores = cells[way, seed]["scores"]["tasks"]
             print(f"seed {seed}, {way}: exact {scores['exact']:.3f}, ROUGE-L {scores['rouge']:.3f}", flush=True)
-    used = {"tokens": rows.N_TOKENS, "tokens_a_step": tuning.TOKENS_A_STEP, "steps": steps, "lr": tuning.LR,
-            "seed_tasks": rows.N_SEED_TASKS, "minutes": rows.MINUTES, "annotators": crowd.PEOPLE,
-            "pitfalls": crowd.PITFALLS, "misread": crowd.MISREAD}
-    return report.write(out, {way: [cells[way, seed] for seed in seeds] for way in ways}, seeds, used,
-                        crowd.what_it_buys())
+    used = {
+        "tokens": rows.N_TOKENS, "tokens_a_step": tuning.TOKENS_A_STEP, "steps": steps, "lr": tuning.LR,
+        "seed_tasks": rows.N_SEED_TASKS, "minutes": rows.MINUTES, "annotators": crowd.PEOPLE,
+        "pitfalls": crowd.PITFALLS, "misread": crowd.MISREAD}
+    return report.write(
+        out, {way: [cells[way, seed] for seed in seeds] for way in ways}, seeds, used,
+        crowd.what_it_buys())
 
 
 def main():

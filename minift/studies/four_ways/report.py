@@ -21,10 +21,11 @@ SPREAD = ("exact", "ROUGE-L", "people's: ROUGE-L")
 def write(out, cells, seeds, settings, crowd):
     """Write ways.json, table.md and ways.png. cells: way -> the cells of its seeds. Returns what ways.json holds."""
     found = {way: summary(runs) for way, runs in cells.items()}
-    result = {"command": "python -m minift.studies.four_ways --out runs/ways", "seeds": list(seeds),
-              **settings, "ways": found,
-              "self_instruct": {way: runs[0]["statistics"] for way, runs in cells.items() if "statistics" in runs[0]},
-              "crowd": crowd}
+    result = {
+        "command": "python -m minift.studies.four_ways --out runs/ways", "seeds": list(seeds),
+        **settings, "ways": found,
+        "self_instruct": {way: runs[0]["statistics"] for way, runs in cells.items() if "statistics" in runs[0]},
+        "crowd": crowd}
     write_json(out / "ways.json", result)
     write_text(out / "table.md", table(found) + "\n\n" + crowd_table(crowd) + "\n")
     draw(out / "ways.png", found)
@@ -66,11 +67,13 @@ def cell(entry, heading, path, form):
 
 def crowd_table(rows):
     """What clearer guidelines and more annotators buy, in Markdown."""
-    lines = [["guidelines", "annotators", "minutes an item", "alpha", "wrong: majority", "wrong: Dawid-Skene"],
-             ["---"] * 6]
-    lines += [[row["guidelines"], str(row["annotators"]), f"{row['minutes']:.2f}",
-               "–" if row["alpha"] is None else f"{row['alpha']:.2f}", f"{row['majority']:.1%}",
-               f"{row['dawid_skene']:.1%}"] for row in rows]
+    lines = [
+        ["guidelines", "annotators", "minutes an item", "alpha", "wrong: majority", "wrong: Dawid-Skene"],
+        ["---"] * 6]
+    lines += [
+        [row["guidelines"], str(row["annotators"]), f"{row['minutes']:.2f}",
+         "–" if row["alpha"] is None else f"{row['alpha']:.2f}", f"{row['majority']:.1%}",
+         f"{row['dawid_skene']:.1%}"] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -78,11 +81,13 @@ def draw(path, found):
     """Two pictures: the scores of each way on both tests, and exact match of each way on each cluster of tasks."""
     ways = list(found)
     fig, (left, right) = show.figure(1, 2, width=12, height=4.8)
-    for test, measure, label, shift in (("tasks", "exact", "unread tasks, exact match", -0.2),
-                                        ("people", "rouge", "unread rows by people, ROUGE-L", 0.2)):
+    for test, measure, label, shift in (
+            ("tasks", "exact", "unread tasks, exact match", -0.2),
+            ("people", "rouge", "unread rows by people, ROUGE-L", 0.2)):
         scores = [found[way]["scores"][test][measure] for way in ways]
-        left.barh([i + shift for i in range(len(ways))], [score["mean"] for score in scores], 0.36,
-                  xerr=[score["std"] for score in scores], label=label)
+        left.barh(
+            [i + shift for i in range(len(ways))], [score["mean"] for score in scores], 0.36,
+            xerr=[score["std"] for score in scores], label=label)
     left.set_yticks(range(len(ways)), ways)
     left.invert_yaxis()
     left.set_xlabel("score (mean and standard deviation of the seeds)")
@@ -92,8 +97,9 @@ def draw(path, found):
     right.imshow(grid, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     for i, row in enumerate(grid):
         for j, value in enumerate(row):
-            right.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black",
-                       fontsize=8)
+            right.text(
+                j, i, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black",
+                fontsize=8)
     right.set_xticks(range(len(clusters)), clusters, rotation=40, ha="right")
     right.set_yticks(range(len(ways)), ways)
     right.set_title("exact match by cluster of tasks")

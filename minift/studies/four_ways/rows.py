@@ -110,8 +110,9 @@ def by_model(maker, checked=True):
         checker=(lambda turn, answer: verdict(turn, answer) is True) if checked else None)
     rows = maker.cut(rows, maker.n_tokens)
     found = [verdict(*(message["content"] for message in row["messages"])) for row in rows]
-    return rows, {"minutes": N_SEED_TASKS * MINUTES["pair"], "model_tokens": writer.n_tokens, "statistics": statistics,
-                  "label_error": found.count(False) / len(rows), "unclear": found.count(None) / len(rows)}
+    return rows, {
+        "minutes": N_SEED_TASKS * MINUTES["pair"], "model_tokens": writer.n_tokens, "statistics": statistics,
+        "label_error": found.count(False) / len(rows), "unclear": found.count(None) / len(rows)}
 
 
 def mixture(maker):
@@ -120,10 +121,11 @@ def mixture(maker):
     return [row for way in ways for row in maker.cut(maker.make(way)[0], maker.n_tokens // len(ways))], {}
 
 
-WAYS = {"people": by_people, "templates": by_templates, "crowd": by_crowd, "model": by_model, "mixture": mixture,
-        "crowd, vague": partial(by_crowd, guidelines="vague", n_annotators=1),
-        "model, unchecked": partial(by_model, checked=False),
-        "templates, many": partial(by_templates, many=True)}
+WAYS = {
+    "people": by_people, "templates": by_templates, "crowd": by_crowd, "model": by_model, "mixture": mixture,
+    "crowd, vague": partial(by_crowd, guidelines="vague", n_annotators=1),
+    "model, unchecked": partial(by_model, checked=False),
+    "templates, many": partial(by_templates, many=True)}
 
 
 def template_minutes(maker, tasks):
@@ -156,16 +158,20 @@ def make_writer(base, templates, steps, seed=0):
         mask = [False] * len(given) + [True] * len(learned)
         examples.append({"input_ids": given + learned, "labels": make_labels(given + learned, mask)})
     room = model.config.context_length
-    batches = [collate([one for one in part if len(one["input_ids"]) <= room], tokenizer.pad_id)
-               for part in chunks(examples, 16)]
+    batches = [
+        collate([one for one in part if len(one["input_ids"]) <= room], tokenizer.pad_id)
+        for part in chunks(examples, 16)]
     train(model, batches, make_sft_loss(model), steps=steps, lr=WRITER_LR, progress=False)
     return model.eval(), tokenizer
 
 
 def seed_tasks(templates, n, seed):
     """n rows that the checker can read: a story, and above it one line that says what to do with it."""
-    single = {task: {**templates[task], "templates": [one for one in templates[task]["templates"]
-                                                      if begins_with_task(one)]} for task in world_check.TASKS}
+    single = {
+        task: {
+            **templates[task], "templates": [
+                one for one in templates[task]["templates"]
+                if begins_with_task(one)]} for task in world_check.TASKS}
     return instantiate(world_rows(n, f"seeds/{seed}", tasks=world_check.TASKS), single, seed=seed, inverted=False)
 
 

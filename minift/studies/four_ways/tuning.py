@@ -36,11 +36,13 @@ def fit(base, rows, seed, steps=STEPS):
 
 def tests(maker, n=N_TEST):
     """{"tasks": unread stories in held-out wordings, "people": rows by people that no way trains on}."""
-    rows = instantiate(world_rows(n, maker.seed, "test", TESTED), maker.templates, split="held-out", seed=maker.seed,
-                       inverted=False)
+    rows = instantiate(
+        world_rows(n, maker.seed, "test", TESTED), maker.templates, split="held-out", seed=maker.seed,
+        inverted=False)
     room = load_model(maker.base)[0].config.context_length - ANSWER_TOKENS
-    return {name: [row for row in map(first_answer, part) if len(encode_prompt(maker.tokenizer, row["prompt"])) <= room]
-            for name, part in (("tasks", rows), ("people", maker.held_out))}
+    return {
+        name: [row for row in map(first_answer, part) if len(encode_prompt(maker.tokenizer, row["prompt"])) <= room]
+        for name, part in (("tasks", rows), ("people", maker.held_out))}
 
 
 def first_answer(row):
@@ -52,16 +54,18 @@ def first_answer(row):
 
 def score(model, tokenizer, rows):
     """Of the greedy answers: exact match, in all and by cluster, ROUGE-L, and the share that ends by itself."""
-    answers = sample_answers(model, tokenizer, [row["prompt"] for row in rows], temperature=0.0,
-                             max_new_tokens=ANSWER_TOKENS)
+    answers = sample_answers(
+        model, tokenizer, [row["prompt"] for row in rows], temperature=0.0,
+        max_new_tokens=ANSWER_TOKENS)
     hits = [exact_match([answer.text], [row["right"]]) for answer, row in zip(answers, rows)]
     by_cluster = {}
     for row, hit in zip(rows, hits):
         by_cluster.setdefault(row["cluster"], []).append(hit)
-    return {"exact": fmean(hits),
-            "rouge": fmean(rouge_l(answer.text, row["right"]) for answer, row in zip(answers, rows)),
-            "ended": fmean(answer.ended for answer in answers),
-            "clusters": {name: fmean(by_cluster[name]) for name in sorted(by_cluster)}}
+    return {
+        "exact": fmean(hits),
+        "rouge": fmean(rouge_l(answer.text, row["right"]) for answer, row in zip(answers, rows)),
+        "ended": fmean(answer.ended for answer in answers),
+        "clusters": {name: fmean(by_cluster[name]) for name in sorted(by_cluster)}}
 
 
 def diversity(rows):
@@ -73,5 +77,6 @@ def diversity(rows):
     turns, pool = [first_answer(row)["prompt"][-1]["content"] for row in rows], Pool()
     for turn in turns:
         pool.add(turn)
-    return {"distinct_2": distinct_n([message["content"] for row in rows for message in row["messages"]], 2),
-            "nearest": fmean(pool.nearest(turn, skip=i) for i, turn in enumerate(turns))}
+    return {
+        "distinct_2": distinct_n([message["content"] for row in rows for message in row["messages"]], 2),
+        "nearest": fmean(pool.nearest(turn, skip=i) for i, turn in enumerate(turns))}
