@@ -363,7 +363,7 @@ def test_rubbish_after_the_end_changes_no_bit(ppo_loss=ppo_loop.ppo_loss):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ppo_loop, "ppo_loss", lambda *a, **k: seen.append(copy.deepcopy(a[2])) or ppo_loss(*a, **k))
         run(policy, reference, value_model, minibatch_size=10, epochs=1)
-    clean, config = seen[0], ppo_loop.PPOConfig(**FAST, entropy_coef=0.1)
+    clean, config = seen[0], ppo_loop.PPOConfig(**FAST)
     dirty = {name: x.clone() for name, x in clean.items()}
     after_the_end = ~clean["attention_mask"]
     assert after_the_end[:, 3:].any()
@@ -376,7 +376,7 @@ def test_rubbish_after_the_end_changes_no_bit(ppo_loss=ppo_loop.ppo_loss):
 
 
 def test_the_whole_loss(ppo_loss=ppo_loop.ppo_loss):
-    """policy_loss + value_coef * value_loss - entropy_coef * mean entropy, from a plain pass at a temperature."""
+    """policy_loss + value_coef * value_loss, from a plain pass at a temperature."""
     policy, value_model = small_policy().eval(), TokenScorer(small_policy(seed=1).body).eval()
     ids = torch.tensor([[2, 3, 4, 5, 1], [5, 4, 3, 1, 0]])
     real = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]).bool()
@@ -384,13 +384,12 @@ def test_the_whole_loss(ppo_loss=ppo_loop.ppo_loss):
     old, old_values, returns, advantages = torch.randn(4, 2, 4, generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "attention_mask": real, "response_mask": mask, "old_logprobs": old - 1,
              "old_values": old_values, "returns": returns, "advantages": advantages}
-    config = ppo_loop.PPOConfig(value_coef=0.3, entropy_coef=0.2, temperature=0.7, clip_range=0.1, value_clip_range=0.4)
+    config = ppo_loop.PPOConfig(value_coef=0.3, temperature=0.7, clip_range=0.1, value_clip_range=0.4)
     loss, metrics = ppo_loss(policy, value_model, batch, config)
     logits = policy(ids) / 0.7
     parts = (ppo.policy_loss(token_logprobs(logits, ids), old - 1, advantages, mask, 0.1)[0].item(),
-             ppo.value_loss(value_model(ids)[:, :-1], old_values, returns, mask, 0.4).item(),
-             torch.distributions.Categorical(logits=logits[:, :-1][mask]).entropy().mean().item())
-    assert loss.item() == pytest.approx(parts[0] + 0.3 * parts[1] - 0.2 * parts[2], abs=1e-5)
+             ppo.value_loss(value_model(ids)[:, :-1], old_values, returns, mask, 0.4).item())
+    assert loss.item() == pytest.approx(parts[0] + 0.3 * parts[1], abs=1e-5)
     assert metrics["policy_loss"] == pytest.approx(parts[0], abs=1e-5)
     assert metrics["value_loss"] == pytest.approx(parts[1], abs=1e-5)
     assert metrics["n_tokens"] == 5

@@ -16,6 +16,7 @@ import pytest
 from minift.errors import MiniftError
 from minift.evaluation.metrics import rouge_l
 from minift.text import chat
+from minift.text.jsonl import read_jsonl
 from minift.text.tokenizer import Tokenizer
 from minift.ways import templates
 from minift.world import facts as world_facts
@@ -80,7 +81,13 @@ def test_bad_slots_are_refused(text, message, fill=templates.fill, slots=templat
             function()
 
 
-def test_users_text_survives_untouched(tmp_path, from_jsonl=templates.from_jsonl):
+def from_jsonl(path, templates_path, **options):
+    """A user's own rows through a user's own templates, as the verb `templates` does it."""
+    read = templates.read_templates(templates_path)
+    return templates.instantiate(read_jsonl(path), read, name=f"{path}, row", **options)
+
+
+def test_users_text_survives_untouched(tmp_path):
     """Braces, markers and names of special tokens in a user's rows arrive in the chat, and as ids they stay text."""
     rows = [{"text": text, "label": label} for text, label in zip(HOSTILE, reversed(HOSTILE))]
     data = write(tmp_path, "own.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -188,7 +195,7 @@ def test_bad_rows_are_refused(row, options, message, tmp_path, instantiate=templ
         instantiate([good, row], two_tasks(tmp_path), **options)
 
 
-def test_the_only_task_need_not_be_named(tmp_path, from_jsonl=templates.from_jsonl):
+def test_the_only_task_need_not_be_named(tmp_path):
     """A user's own file with one task: rows need no task; errors name file and row, and the options are passed on."""
     data = write(tmp_path, "d.jsonl", '{"text": "t", "label": 3}\n{"text": "u"}\n')
     file = write(tmp_path, "t.json", one_task())

@@ -39,7 +39,7 @@ def run(options):
             print(piece, end="", flush=True)
             reply += piece
         print()
-        # Silence cannot be put into the history.
+        # An empty answer cannot be put into the history.
         if reply.strip():
             messages = [*said, {"role": "assistant", "content": reply}]
 

@@ -33,7 +33,7 @@ from minift.text.batches import collate
 USED_BY = {
     "messages": "sft, evaluate", "completion": "sft, evaluate, ppo", "pair": "reward, dpo, evaluate, ppo",
     "prompt": "ppo, generate", "text": "pretrain, evaluate, ppo"}
-# For the estimate, an encoder is asked for every 7th token: 15 % of them, as mlm does.
+# For the estimate an encoder predicts every 7th token: 15 % of them, as mlm does.
 HIDDEN = 7
 GREEN, GREY, PLAIN = "\x1b[1;32m", "\x1b[90m", "\x1b[0m"
 PROBLEMS_SHOWN = 20

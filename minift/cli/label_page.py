@@ -21,7 +21,7 @@ from minift.text.jsonl import write_jsonl
 from minift.ways import annotation
 from minift.ways.preferences import sample_pairs
 
-# Disputed items to name.
+# How many disputed items are named.
 DISPUTED = 5
 
 

@@ -19,7 +19,7 @@ RATES = {
     "classify": ("5e-4", "2e-2", "2e-5", "2e-2")}
 # Parameters from which on a model counts as a real one.
 REAL = 20_000_000
-# Option -> its default for the toy and for a real model, which is to fit into 4 GB.
+# Option -> its default for the toy, and for a real model, which is to fit into 4 GB.
 SIZES = {
     "batch_size": (16, 4), "accumulate": (1, 4), "minibatch_size": (16, 4)}
 # Tokens of a row when a real model is trained on plain text.

@@ -19,7 +19,7 @@ from minift.methods.ppo_loop import PPOConfig, train_ppo, zero_head
 from minift.text.answers import generate_batch, make_generator
 from minift.text.batches import chunks
 
-# Of all but the text, the prompt is used.
+# The forms of rows with a prompt; a row of the form "text" is a prompt itself.
 FORMS = ("prompt", "completion", "pair", "text")
 
 
@@ -39,7 +39,7 @@ def ppo(options):
     value_model = first_values(run, reward_model)
     reference = None if options.lora else make_reference(copy.deepcopy(run.model).to(run.device), config.temperature)
     run.set_model(run.model)
-    # The same weights, LoRA off.
+    # The reference has the same weights with LoRA switched off.
     reference = reference or base_reference(run.model, config.temperature)
     prompts, valid = ([example["input_ids"] for example in examples] for examples in (data.train, data.valid))
     watch = Watch(run, config, reward_fn, reference, valid)
@@ -93,7 +93,7 @@ class Watch:
         return max(measured, key=lambda row: row["valid_objective"], default=None)
 
     def __call__(self, row):
-        # A resumed run goes back.
+        # A resumed run goes back some iterations.
         self.rows = [old for old in self.rows if old["iteration"] < row["iteration"]]
         last = row["iteration"] == self.run.options.iterations
         if self.prompts and (last or row["iteration"] % self.every == 0):

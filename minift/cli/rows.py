@@ -22,11 +22,11 @@ FORMS = {
     "pair": ("prompt", "chosen", "rejected"),
     "completion": ("prompt", "completion"),
     "prompt": ("prompt",),
-    # And, where there is a second text, "text_pair"
+    # A second text may stand in "text_pair".
     "label": ("text", "label"),
     "text": ("text",),
 }
-# Of the values that may be something else than a string.
+# Keys whose values may be something else than a string.
 TYPES = {
     "messages": (list, "a list"), "prompt": ((str, list), "a string or a list of messages"),
     "label": ((str, int), "a string or a whole number, since a label is a name"),

@@ -29,7 +29,7 @@ from minift.formats.checkpoint import save_model
 from minift.methods.lora import add_lora
 from minift.text.batches import Batches
 
-# Options that may change on the way.
+# Options that may change when a run is resumed.
 MAY_DIFFER = ("resume", "overwrite", "device", "checkpointing", "argv")
 # LoRA's alpha / rank.
 ALPHA = 2

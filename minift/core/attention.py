@@ -98,7 +98,7 @@ def stretch(frequency, factor, low, high, context):
 
 def rotate(x, cos, sin):
     """Turn each pair (x[i], x[i + E/2]) by its angle: q . k then depends on the distance of the two tokens only."""
-    # X: (B, T, H, E).
+    # x: (B, T, H, E)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin               # (B, T, H, E)
 

@@ -36,7 +36,7 @@ def make_step(body, length):
         seen = None if mask is None else mask[:, None, None]                        # (B, 1, 1, S)
         x = body.embed(token)                                                       # (B, D)
         if learned is None:
-            # Q and k; v stays as it is.
+            # Queries and keys are turned; values stay as they are.
             turned = (len(place), H + K, 1, E)
             cos_now = F.pad(cos[place].expand(turned), (0, 0, 0, 0, 0, K), value=1.0)       # (B or 1, H + 2 K, 1, E)
             sin_now = F.pad(sin[place].expand(turned), (0, 0, 0, 0, 0, K))                  # (B or 1, H + 2 K, 1, E)
@@ -47,7 +47,7 @@ def make_step(body, length):
             qkv = qkv_proj(attn_norm(x)).view(len(x), -1, 1, E)                     # (B, H + 2 K, 1, E)
             if learned is None:
                 qkv = qkv * cos_now + qkv.roll(E // 2, -1) * sin_now
-            # K and v into the cache.
+            # Keys and values go into the cache.
             newest.copy_(qkv[:, H:])
             # Queries that share a key in a row.
             q = qkv[:, :H].view(len(x), K, -1, E)
@@ -97,7 +97,7 @@ def direct(module):
     """What a linear layer or a norm computes, as plain calls of PyTorch; another module (LoRA) is called as it is."""
     module = as_linear(module)
     if type(module) is nn.Linear:
-        # A view: (in, out).
+        # A view of shape (in, out).
         weight = module.weight.T
         if module.bias is None:
             return lambda x: torch.mm(x, weight)

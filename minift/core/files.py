@@ -51,7 +51,7 @@ def write_bytes(path, data):
         if error.errno in NO_SPACE:
             raise MiniftError(f"no space to write {path} ({len(data)} bytes); make room, or move") from error
         raise MiniftError(f"cannot write {path}: {error.strerror}; choose another place") from error
-    # Ctrl-C.
+    # Ctrl-C, for instance.
     except BaseException:
         remove(temporary)
         raise

@@ -75,11 +75,11 @@ def stream(model, input_ids, *, max_new_tokens, temperature=1.0, top_k=None, top
     Read it to the end, or close() it: the model is in eval mode meanwhile.
     """
     prompt = input_ids if input_ids.dim() == 2 else input_ids[None]
-    # Now, not at the first token.
+    # Bad settings are refused now, not at the first token.
     check(model.config, prompt, None, max_new_tokens, temperature, top_k, top_p)
     if len(prompt) != 1:
         raise MiniftError(f"stream writes behind one prompt, but got {len(prompt)}; use generate for a batch")
-    # Less to keep book of than no_grad: no tensor of it leaves.
+    # Faster than no_grad; safe because no tensor leaves this function.
     fast = torch.inference_mode()(steps)
     written = fast(model, prompt, None, max_new_tokens, temperature, top_k, top_p, eos_id, generator)
     return (token.item() for token, _, _ in written)
@@ -97,7 +97,7 @@ def steps(model, input_ids, attention_mask, max_new_tokens, temperature, top_k, 
     weight = model.body.embed.weight
     cache = KVCache(model.config, B, T + max_new_tokens, weight.device, weight.dtype)
     if mask is not None:
-        # Steps take slices; new tokens are real.
+        # Each step takes a slice of the mask; new tokens are real.
         mask = torch.cat((mask, mask.new_ones(B, max_new_tokens)), dim=1)
     alive = torch.ones(B, dtype=torch.bool, device=input_ids.device)
     token = input_ids
@@ -133,10 +133,10 @@ def sample(logits, temperature, top_k, top_p, generator):
 def draw(probs, generator):
     """One id for each row of probs (B, V) by inverting the cumulative sum: one random number a row, not V."""
     where = probs.device if generator is None else generator.device
-    # In [0, 1).
+    # A random number in [0, 1).
     point = torch.rand(len(probs), 1, generator=generator, device=where).to(probs.device)
     cumulative = probs.cumsum(-1)                                            # (B, V)
-    # The first above the point.
+    # The first id whose cumulative sum is above the point.
     token = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)
     return token[:, 0].clamp(max=probs.shape[1] - 1)
 
@@ -152,7 +152,7 @@ def keep_likely(logprobs, top_k, top_p):
     ranked[:, top_k:] = -math.inf
     if top_p < 1:
         probs = ranked.softmax(-1)
-        # What came before holds enough.
+        # The ids before this one hold enough probability.
         ranked = ranked.masked_fill(probs.cumsum(-1) - probs >= top_p, -math.inf)
     return torch.full_like(logprobs, -math.inf).scatter(-1, order, ranked)
 

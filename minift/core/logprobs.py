@@ -140,7 +140,7 @@ def masked_whiten(x, mask, keep_mean=False):
     if mask.sum() < 2:
         warnings.warn("whitening needs at least two elements; the values stay as they are", stacklevel=2)
         return x
-    # Garbage outside reaches nothing.
+    # Values outside the mask reach nothing.
     x = torch.where(mask.bool(), x, torch.zeros_like(x))
     mean = masked_mean(x, mask)
     count = masked_sum(torch.ones_like(x), mask)

@@ -29,7 +29,7 @@ def resize_vocabulary(model, vocab_size):
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
         parameter = getattr(module, leaf)
-        # A tied one comes twice.
+        # A tied parameter comes twice.
         if id(parameter) not in grown:
             grown[id(parameter)] = nn.Parameter(longer(parameter.detach(), vocab_size))
         setattr(module, leaf, grown[id(parameter)])

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from minift.core.attention import Attention, KVCache, Sight, default_positions, rotary_angles, visible
+from minift.core.settings import check_number, check_whole
 from minift.errors import MiniftError
 
 __all__ = ["MLP", "Block", "KVCache", "Transformer", "TransformerConfig"]
@@ -25,47 +26,53 @@ CHOICES = {"norm": ("layernorm", "rmsnorm"), "positions": ("learned", "rotary"),
 class TransformerConfig:
     """The numbers and names that make one model family out of the body. MiniftError on a combination that cannot be."""
 
-    vocab_size: int                 # V, how many token ids there are
-    # Tokens, the longest input (Hugging Face: max_position_embeddings; block_size).
+    # V, how many token ids there are.
+    vocab_size: int
+    # The longest input, in tokens (Hugging Face: max_position_embeddings; elsewhere block_size).
     context_length: int
     # Blocks, each attention + MLP (num_hidden_layers).
     n_layer: int
-    n_head: int                     # H, query heads
-    d_model: int                    # D, width of the hidden states (hidden_size; n_embd)
-    d_ff: int                       # F, width inside the MLP (intermediate_size)
-    n_kv_head: int | None = None    # K, key/value heads, shared by groups of query heads; None: one for each
+    # H, query heads.
+    n_head: int
+    # D, the width of the hidden states (hidden_size; n_embd).
+    d_model: int
+    # F, the width inside the MLP (intermediate_size).
+    d_ff: int
+    # K, key/value heads, shared by groups of query heads; None: one for each query head.
+    n_kv_head: int | None = None
     # Each token sees itself and what came before it; False: all see all.
     causal: bool = True
     # Normalise before each sublayer (GPT-2, Llama); False: after the addition (BERT).
     norm_first: bool = True
-    # Or "layernorm"
+    # The norm: "rmsnorm" or "layernorm".
     norm: str = "rmsnorm"
     # Added to the variance, inside the root.
     norm_eps: float = 1e-5
-    # Or "learned", one vector a position.
+    # Positions: "rotary", or "learned", one vector a position.
     positions: str = "rotary"
     # Rotary wavelengths run from 2 pi to 2 pi rope_theta tokens.
     rope_theta: float = 10000.0
-    # Or "gelu" (exact), "gelu_tanh" (GPT-2's approximation).
+    # The MLP: "swiglu", "gelu" (exact) or "gelu_tanh" (GPT-2's approximation).
     mlp: str = "swiglu"
     # Additive biases in linear layers and LayerNorms.
     bias: bool = False
     # Share of activations set to zero while training.
     dropout: float = 0.0
-    rope_scaling: tuple | None = None   # (factor, low, high, context) of attention.stretch, for long contexts
+    # (factor, low, high, context) of attention.stretch, for long contexts.
+    rope_scaling: tuple | None = None
 
     def __post_init__(self):
         if self.n_kv_head is None:
             object.__setattr__(self, "n_kv_head", self.n_head)
-        # JSON gives a list.
+        # A config.json gives a list.
         if self.rope_scaling is not None:
             object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))
             if len(self.rope_scaling) != 4 or not 0 < self.rope_scaling[1] < self.rope_scaling[2]:
                 raise MiniftError(f"rope_scaling is {self.rope_scaling}; expected (factor, low, high, context)")
         for name in ("vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff", "n_kv_head"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise MiniftError(f"{name} is {value!r}; expected a whole number of at least 1")
+            check_whole(name, getattr(self, name), least=1)
+        for name in ("norm_eps", "rope_theta"):
+            check_number(name, getattr(self, name), above=0)
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise MiniftError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
@@ -77,8 +84,6 @@ class TransformerConfig:
             raise MiniftError(f"rotary positions need an even head width; d_model / n_head is {self.d_head}")
         if not 0 <= self.dropout < 1:
             raise MiniftError(f"dropout is {self.dropout}; expected 0 <= dropout < 1")
-        if not (self.norm_eps > 0 and self.rope_theta > 0):
-            raise MiniftError(f"norm_eps {self.norm_eps} and rope_theta {self.rope_theta} must be above 0")
 
     @property
     def d_head(self):

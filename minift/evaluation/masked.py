@@ -28,7 +28,7 @@ class Bigrams:
     """Counts of neighbouring tokens in some texts. rows: lists of ids. special_ids: they are never guessed."""
 
     def __init__(self, rows, vocab_size, special_ids=()):
-        # [left, right].
+        # counts[left, right]
         counts = torch.zeros(vocab_size, vocab_size)
         for row in rows:
             ids = torch.as_tensor(row)

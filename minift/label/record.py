@@ -31,7 +31,7 @@ class Record:
         self.paths = {True: Path(path), False: sibling(path, "undecided")}
         keys = {True: required, False: ("annotator", "id", "verdict")}
         found = [(row, decided) for decided in (True, False) for row in read(self.paths[decided], keys[decided])]
-        # [(row, decided)].
+        # (row, decided) pairs.
         self.entries = sorted(found, key=lambda entry: str(entry[0].get("time", "")))
         self.stamps = {decided: stamp(path) for decided, path in self.paths.items()}
 

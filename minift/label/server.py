@@ -19,7 +19,7 @@ from minift.errors import MiniftError
 from minift.text.jsonl import parse_line
 
 HOST = "127.0.0.1"
-# bytes.
+# The largest request, in bytes.
 LARGEST_BODY, MOST_DRAINED = 64 * 1024, 4 * 1024 * 1024
 PAGE_POLICY = (
     "default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; connect-src 'self'; img-src data:; "
@@ -46,7 +46,7 @@ class Server(socketserver.ThreadingTCPServer):
                 f"cannot listen on port {port}: {error.strerror}; take another, or --port 0 for any free "
                 "one") from error
         self.hosts = {f"{name}:{self.server_address[1]}" for name in (HOST, "localhost")}
-        # Which browsers leave out.
+        # Browsers leave out the port 80.
         if self.server_address[1] == 80:
             self.hosts |= {HOST, "localhost"}
 

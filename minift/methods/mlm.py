@@ -12,7 +12,7 @@ from minift.core.logprobs import IGNORE_INDEX
 from minift.errors import MiniftError
 from minift.text.batches import Epochs
 
-# Of the selected tokens; the rest stays as it is.
+# Shares of the selected tokens; the rest stays as it is.
 MASKED, RANDOM = 0.8, 0.1
 
 

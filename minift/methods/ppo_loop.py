@@ -1,7 +1,7 @@
 """PPO's own loop, because PPO makes its own data: write, score, reward, credit, update, report.
 
 Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", section 2.2. The formulas are in ppo.py.
-Left out: one network for both policy and values, stopping an update early, several processes.
+Left out: one network for both policy and values, an entropy bonus, stopping an update early, several processes.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ class PPOConfig:
     target_kl: float | None = None
     # Responses over which AdaptiveKL reacts.
     kl_horizon: int = 10_000
-    # Discount of a reward, per token.
+    # The discount of a reward, per token.
     gamma: float = 1.0
     # GAE's decay, per token: 1 trusts rewards alone, 0 the next value alone.
     lam: float = 0.95
@@ -41,21 +41,19 @@ class PPOConfig:
     clip_range: float = 0.2
     # How far a value may move from the rollout's; None: freely.
     value_clip_range: float | None = 0.2
-    # Weight of the value loss.
+    # The weight of the value loss.
     value_coef: float = 0.1
-    # Weight of the entropy bonus, per nat.
-    entropy_coef: float = 0.0
-    # Passes over each rollout.
+    # Passes of updates over each rollout.
     epochs: int = 4
     # Responses in one optimizer step.
     minibatch_size: int = 16
     # Learning rate at first; falls linearly to 0, once an iteration.
     lr: float = 1e-4
-    # Largest gradient norm; None: no clipping.
+    # The largest gradient norm; None: no clipping.
     clip: float | None = 1.0
     # Divides the logits in sampling and update; give the reference the same.
     temperature: float = 1.0
-    # Longest response, in tokens.
+    # The longest response, in tokens.
     max_new_tokens: int = 32
     # Taken off the score of a response that was cut before its end token.
     missing_eos_penalty: float = 0.0
@@ -68,7 +66,7 @@ class PPOConfig:
                 check_number(name, getattr(self, name), above=0)
         for name in ("clip_range", "lr", "temperature", "kl_horizon"):
             check_number(name, getattr(self, name), above=0)
-        for name in ("beta", "value_coef", "entropy_coef", "missing_eos_penalty"):
+        for name in ("beta", "value_coef", "missing_eos_penalty"):
             check_number(name, getattr(self, name), least=0)
         for name in ("gamma", "lam"):
             check_number(name, getattr(self, name), least=0, most=1)
@@ -172,7 +170,7 @@ def ppo_iteration(
 
 
 def ppo_loss(policy, value_model, batch, config, untouched=False):
-    """policy_loss + value_coef * value_loss - entropy_coef * entropy, on rows of a rollout -> (loss, metrics).
+    """policy_loss + value_coef * value_loss, on rows of a rollout -> (loss, metrics).
 
     untouched: the policy is still the one that wrote the rollout, so each ratio must be 1 (else a MiniftError).
     """
@@ -187,10 +185,7 @@ def ppo_loss(policy, value_model, batch, config, untouched=False):
             "update see different policies (check dropout, temperature, padding and precision)")
     value_part = value_loss(values, batch["old_values"], batch["returns"], mask, config.value_clip_range)
     metrics |= {"policy_loss": loss.item(), "value_loss": value_part.item(), "n_tokens": int(mask.sum())}
-    loss = loss + config.value_coef * value_part
-    if config.entropy_coef:
-        loss = loss - config.entropy_coef * lp.entropy(policy.head(hidden[:, :-1][mask]) / config.temperature).mean()
-    return loss, metrics
+    return loss + config.value_coef * value_part, metrics
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from minift.core.logprobs import IGNORE_INDEX, make_next_token_loss
 from minift.errors import MiniftError
 from minift.text.batches import Epochs
 
-# All else is padded with 0.
+# What else a batch holds is padded with 0.
 PAD_VALUES = {"labels": IGNORE_INDEX, "segment_ids": -1}
 
 

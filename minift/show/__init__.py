@@ -30,7 +30,7 @@ __all__ = [
     "Source", "Tokens", "attention", "bars", "confusion", "curves", "draw_tokens", "figure", "reliability",
     "save", "source", "visible"]
 
-# Learned: bold green; else: grey.
+# Learned tokens are bold green, others grey.
 ANSI = {True: "\x1b[1;32m", False: "\x1b[90m"}
 # For viewers that strip styles.
 TAGS = {"learned": "b", "not learned": "span", "padding": "s"}
@@ -40,7 +40,7 @@ BOXES = {
     "not learned": {"facecolor": "#dedede", "edgecolor": "white"},
     "padding": {"facecolor": "white", "edgecolor": "#999999", "linestyle": ":"}}
 INK = {"learned": "white", "not learned": "#222222", "padding": "#808080"}
-# Of one character, in font sizes.
+# The width of one character, in font sizes.
 MONO_WIDTH = 0.602
 
 
@@ -192,7 +192,7 @@ def fit(ax, width, n_lines, smallest=8.5, largest=13):
         fig.set_figwidth(max(fig.get_figwidth(), (width * MONO_WIDTH * smallest + 20) / 72))
     # Lays the axes out, so that their size is known.
     fig.draw_without_rendering()
-    # points.
+    # The distance in points.
     across, down = ax.get_window_extent().size / fig.dpi * 72
     size = min(largest, across / (width * MONO_WIDTH))
     if alone:

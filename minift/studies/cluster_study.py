@@ -25,7 +25,7 @@ TEMPLATES = DATA / "instructions" / "templates.json"
 METRICS = {"exact_match": "exact match, and it stops", "rouge_l": "ROUGE-L", "rank": "rank classification"}
 # Rows of a step of tuning.
 BATCH_SIZE = 8
-# Of a rank classification at most: the right answer and others of the same task.
+# The most options of a rank classification: the right answer and others of the same task.
 N_OPTIONS = 4
 
 

@@ -17,15 +17,15 @@ PROBES = [
 class ChatFormat:
     """The template text around the turns' own texts; names of special tokens in it become their ids."""
 
-    # Before each text.
+    # The text before each turn.
     header: str = "<{role}>"
     # After a text that the model did not write.
     others_end: str = ""
     # After a text of the model's, which writes this as well.
     end: str = "<eos>"
-    # After that.
+    # The text after that.
     after: str = ""
-    # Before all.
+    # The text before the whole conversation.
     begin: str = ""
     # What the system says when a conversation has no system turn.
     system: str | None = None

@@ -11,7 +11,7 @@ import unicodedata
 
 import regex
 
-# characters; a longer word is unknown.
+# The longest word, in characters; a longer one is unknown.
 LONGEST_WORD = 100
 UNKNOWN = b" [UNK]"
 # Control characters.

@@ -28,7 +28,7 @@ class Settings:
     # Optimizer steps on the new domain.
     domain_steps: int = 50
     domain_lr: float = 2e-3
-    # Of the rows of a batch.
+    # The share of old rows in a batch.
     replay_share: float = 0.3
     lora_rank: int = 8
     lora_lr: float = 1e-2
@@ -60,7 +60,7 @@ class Settings:
     label_sizes: tuple = (16, 64, 256, 1024)
     # How many of these sizes train all parameters, too.
     n_full_sizes: int = 2
-    # Of such a training.
+    # Steps of such a training.
     label_steps: int = 60
     n_labelled_test: int = 400
     # Chats of all the world's tasks, for the fold that withholds a cluster.

@@ -10,15 +10,15 @@ import random
 from minift.errors import MiniftError
 from minift.ways import annotation
 
-# A label, at the pace that data/guidelines.md plans.
+# Minutes for a label, at the pace that data/guidelines.md plans.
 MINUTES = 0.25
-# Of the items.
+# The share of the items that are pitfalls.
 PITFALLS = 0.15
-# Of the pitfalls by each annotator, under such guidelines.
+# The share of the pitfalls that each annotator misreads, by guidelines.
 MISREAD = {"vague": 0.6, "clear": 0.1}
-# Mostly says what stands first.
+# An annotator who mostly says what stands first.
 HASTY = [[0.95, 0.05], [0.6, 0.4]]
-# How they slip.
+# How the annotators slip: rows are the right label, columns the label that is given.
 PEOPLE = (*(annotation.noisy(accuracy, 2) for accuracy in (0.92, 0.86, 0.9, 0.7)), HASTY)
 TASKS = (
     "ended_well", "is_animal", "is_colour", "somebody_speaks", "animal_or", "colour_or", "place_or", "mood",

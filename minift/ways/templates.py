@@ -12,7 +12,6 @@ import re
 from minift.core.files import read_json
 from minift.errors import MiniftError
 from minift.text.chat import check_messages
-from minift.text.jsonl import read_jsonl
 
 SPLITS = ("seen", "held-out")
 # What a template need not say.
@@ -190,8 +189,3 @@ def fields_of(row):
     return {
         name: str(value) for name, value in fields.items()
         if isinstance(value, str | int | float) and not isinstance(value, bool)}
-
-
-def from_jsonl(path, templates_path, **options):
-    """A user's own labelled JSONL file through a user's own file of templates; options: those of instantiate."""
-    return instantiate(read_jsonl(path), read_templates(templates_path), name=f"{path}, row", **options)

@@ -26,12 +26,12 @@ from minift.world import checker as world_check
 from minift.world.tasks import TASKS, world_rows
 
 INSTRUCTIONS = DATA / "instructions"
-# Of each way: what the rows by people have.
+# Tokens of each way: as many as the rows by people have.
 N_TOKENS = 26_000
 # Rows by people for the tests.
 N_HELD_OUT = 100
 N_SEED_TASKS, WRITER_STEPS, WRITER_LR, ATTEMPTS, TEMPERATURE = 175, 300, 1.5e-3, 500, 0.6
-# Of a person's time.
+# Minutes of a person's time.
 MINUTES = {"pair": 3.0, "template": 2.0, "guidelines": 240.0, "label": crowd.MINUTES}
 
 
@@ -85,7 +85,7 @@ def by_templates(maker, many=False):
     many: so many rows that the training sees none of them twice.
     """
     n_tokens = maker.n_many if many else maker.n_tokens
-    # More than it takes.
+    # This is more than it takes.
     rows = instantiate(world_rows(n_tokens // 60, maker.seed), maker.templates, seed=maker.seed)
     return maker.cut(rows, n_tokens), {"minutes": template_minutes(maker, TASKS), "label_error": 0.0}
 
