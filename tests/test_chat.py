@@ -3,6 +3,7 @@ import random
 import pytest
 
 from minift.errors import MiniftError
+from minift.formats import chat_template
 from minift.text import chat, chat_format
 from minift.text.tokenizer import DEFAULT_SPECIAL, Tokenizer
 
@@ -81,8 +82,8 @@ def test_a_text_that_is_exactly_a_token_stays_text(text, encode_chat=chat.encode
     assert TRAINED.decode(ids) == f"<system>{text}<user>{text}<assistant>I see.<eos><user>{text}"
 
 
-FORMATS = {"minift": chat_format.MINIFT, "chatml": chat_format.CHATML, "llama3": chat_format.LLAMA3,
-           "llama31": chat_format.LLAMA31, "plain": chat_format.plain_format("<eos>")}
+FORMATS = {"minift": chat_format.MINIFT, "chatml": chat_template.CHATML, "llama3": chat_template.LLAMA3,
+           "llama31": chat_template.LLAMA31, "plain": chat_format.plain_format("<eos>")}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -99,7 +100,7 @@ def test_an_answer_has_the_ids_that_a_chat_gives_it(name, text, encode_answer=ch
     assert encode_answer(tokenizer, text) == [i for i, written in zip(ids, mask) if written]
 
 
-def test_a_template_is_rendered_in_a_sandbox(render=chat_format.render):
+def test_a_template_is_rendered_in_a_sandbox(render=chat_template.render):
     """A template that reaches for Python's internals, or changes the messages, writes nothing; an ordinary one does."""
     messages = turns("hi")
     escape = "{{ messages.__class__.__mro__[1].__subclasses__() }}"

@@ -7,13 +7,13 @@ import pytest
 import regex
 
 from minift.errors import MiniftError
-from minift.formats import byte_level, export, vocabulary
+from minift.formats import byte_level, chat_template, export, vocabulary
 from minift.text import bpe, chat_format
 from minift.text.tokenizer import Tokenizer
 
 PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
 LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-CHATML = chat_format.CHATML.jinja()
+CHATML = chat_template.write_template(chat_template.CHATML)
 
 
 def letters():
@@ -91,26 +91,26 @@ def test_the_format_of_chats(tmp_path, read_tokenizer=vocabulary.read_tokenizer)
     """From tokenizer_config.json, from a list of named templates, or from its own file; its end token is the end."""
     plain = chat_format.plain_format("<end>")
     for template, expected, eos_id in (
-        (None, plain, 258), (CHATML, chat_format.CHATML, 259),
-        ([{"name": "tool", "template": "x"}, {"name": "default", "template": CHATML}], chat_format.CHATML, 259),
+        (None, plain, 258), (CHATML, chat_template.CHATML, 259),
+        ([{"name": "tool", "template": "x"}, {"name": "default", "template": CHATML}], chat_template.CHATML, 259),
         ([{"name": "tool", "template": CHATML}], plain, 258), ("something else", None, 258)):
         settings = {"eos_token": "<end>", "chat_template": template}
         ours = read_tokenizer(write(tmp_path, stored(), settings), {})
         assert ours.chat == expected and ours.eos_id == eos_id != ours.pad_id
     (tmp_path / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
-    assert read_tokenizer(tmp_path, {}).chat == chat_format.CHATML
+    assert read_tokenizer(tmp_path, {}).chat == chat_template.CHATML
 
 
 def test_a_template_may_write_the_begin_token(tmp_path, read_tokenizer=vocabulary.read_tokenizer):
     """{{ bos_token }} in a template is the name that tokenizer_config.json gives."""
-    template = chat_format.LLAMA3.jinja().replace('"<|begin_of_text|>"', "bos_token")
+    template = chat_template.write_template(chat_template.LLAMA3).replace('"<|begin_of_text|>"', "bos_token")
     assert "bos_token" in template
     begin = "<|begin_of_text|>"
-    for bos, expected in ((begin, chat_format.LLAMA3), ({"content": begin}, chat_format.LLAMA3), ("<other>", None)):
+    for bos, expected in ((begin, chat_template.LLAMA3), ({"content": begin}, chat_template.LLAMA3), ("<other>", None)):
         settings = {"eos_token": "<end>", "bos_token": bos, "chat_template": template}
         assert read_tokenizer(write(tmp_path, stored(), settings), {}).chat == expected
     settings = {"eos_token": "<end>", "chat_template": "{{ bos_token }}" + CHATML}
-    assert read_tokenizer(write(tmp_path, stored(), settings), {}).chat == chat_format.CHATML      # it has no name
+    assert read_tokenizer(write(tmp_path, stored(), settings), {}).chat == chat_template.CHATML      # it has no name
 
 
 # ---- how text is cut ----
@@ -278,11 +278,11 @@ def test_roles_and_chats_from_metadata(read_gguf_tokenizer=vocabulary.read_gguf_
     ours = read_gguf_tokenizer(metadata(**{"tokenizer.ggml.padding_token_id": 7}), "x.gguf")
     assert ours.pad_id == 7
     ours = read_gguf_tokenizer(metadata(**{"tokenizer.chat_template": CHATML}), "x.gguf")
-    assert ours.chat == chat_format.CHATML and ours.eos_id == 259 and ours.pad_id == 258
-    template = chat_format.CHATML.jinja().replace('"<|im_end|>"', "bos_token")
+    assert ours.chat == chat_template.CHATML and ours.eos_id == 259 and ours.pad_id == 258
+    template = chat_template.write_template(chat_template.CHATML).replace('"<|im_end|>"', "bos_token")
     without = metadata(**{"tokenizer.chat_template": "{{ bos_token }}" + CHATML})
-    assert read_gguf_tokenizer(without, "x.gguf").chat == chat_format.CHATML             # it has no name
-    for bos_id, expected in ((259, chat_format.CHATML), (258, None), (None, None)):
+    assert read_gguf_tokenizer(without, "x.gguf").chat == chat_template.CHATML             # it has no name
+    for bos_id, expected in ((259, chat_template.CHATML), (258, None), (None, None)):
         fields = metadata(**{"tokenizer.chat_template": template, "tokenizer.ggml.bos_token_id": bos_id})
         assert read_gguf_tokenizer(fields, "x.gguf").chat == expected
     fields = metadata(**{"minift.pattern": r"\d|\D+", "tokenizer.ggml.merges": ["t h"]})
@@ -371,7 +371,7 @@ def test_roles_are_exported(tokenizer_config=export.tokenizer_config):
     found = tokenizer_config(ours, config)
     assert {key: value for key, value in found.items() if key.endswith("_token")} == {
         "pad_token": "<pad>", "eos_token": "<eos>", "cls_token": "<cls>", "sep_token": "<sep>", "mask_token": "<mask>"}
-    assert chat_format.recognise(found["chat_template"]) == chat_format.MINIFT and found["model_max_length"] == 77
+    assert chat_template.recognise(found["chat_template"]) == chat_format.MINIFT and found["model_max_length"] == 77
     theirs = tokenizer_config(vocabulary.make_wordpiece(wordpiece()["model"]["vocab"], True), config)
     assert {key: value for key, value in theirs.items() if key.endswith("_token")} == {
         "pad_token": "[PAD]", "eos_token": "[SEP]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",

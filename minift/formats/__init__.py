@@ -7,6 +7,7 @@ families        the names of weights in GPT-2, Llama and BERT, and how each lays
 family_config   their config.json, read and written with one table
 byte_level      how files of byte-level BPE write tokens and merges
 vocabulary      their tokenizers as a Tokenizer
+chat_template   their chat templates, Jinja programs, as a ChatFormat; and back
 gguf_file       a .gguf file of llama.cpp: its header, sizes and blocks
 pretrained      load_pretrained: a folder, a .gguf file, a name on the hub
 export          the way out to Hugging Face

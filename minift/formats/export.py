@@ -12,6 +12,7 @@ from minift.core import files
 from minift.core.heads import Encoder, LanguageModel, MaskedLanguageModel
 from minift.errors import MiniftError
 from minift.formats import byte_level, checkpoint, families, family_config, vocabulary, weights
+from minift.formats.chat_template import write_template
 from minift.text.wordpiece import LONGEST_WORD
 
 CLASSES = {
@@ -74,7 +75,7 @@ def tokenizer_config(tokenizer, config):
     if tokenizer.kind.startswith("wordpiece"):
         settings["unk_token"] = "[UNK]"
     if tokenizer.chat is not None:
-        settings["chat_template"] = tokenizer.chat.jinja()
+        settings["chat_template"] = write_template(tokenizer.chat)
     return settings | {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context_length,
                        "clean_up_tokenization_spaces": False}
 

@@ -11,6 +11,7 @@ from minift.core.files import remove
 from minift.core.heads import LanguageModel
 from minift.errors import MiniftError
 from minift.formats import byte_level, families, family_config, gguf_file, vocabulary, weights
+from minift.formats.chat_template import write_template
 
 
 def export_gguf(model, tokenizer, path):
@@ -87,4 +88,4 @@ def add_tokenizer(writer, tokenizer, vocab_size):
     writer.add_pad_token_id(tokenizer.pad_id)
     writer.add_add_bos_token(False)
     if tokenizer.chat is not None:
-        writer.add_chat_template(tokenizer.chat.jinja())
+        writer.add_chat_template(write_template(tokenizer.chat))

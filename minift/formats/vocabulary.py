@@ -19,10 +19,11 @@ from contextlib import contextmanager
 
 from minift.core.files import read_bytes, read_json
 from minift.formats.byte_level import make_ranks
+from minift.formats.chat_template import recognise
 from minift.formats.gguf_file import ADDED, CONTROL, NORMAL
 from minift.formats.settings import Unreadable, explain_errors, require
 from minift.text import wordpiece
-from minift.text.chat_format import plain_format, recognise
+from minift.text.chat_format import plain_format
 from minift.text.tokenizer import Tokenizer
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

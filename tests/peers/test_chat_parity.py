@@ -10,7 +10,7 @@ import random
 import pytest
 
 from minift.errors import MiniftError
-from minift.formats import vocabulary
+from minift.formats import chat_template, vocabulary
 from minift.formats.gguf_file import open_gguf
 from minift.formats.pretrained import locate
 from minift.text import chat, chat_format, pairs
@@ -62,19 +62,19 @@ def tokenizer_with(template):
     """One id a byte, the special tokens of all formats, and the format that the template is recognised as."""
     ranks = {bytes([byte]): byte for byte in range(256)}
     special = {name: 256 + i for i, name in enumerate(SPECIAL)}
-    return Tokenizer(ranks, special, roles={"<pad>": 256, "<eos>": 257}, chat=chat_format.recognise(template, BOS))
+    return Tokenizer(ranks, special, roles={"<pad>": 256, "<eos>": 257}, chat=chat_template.recognise(template, BOS))
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_same_string(name, recognise=chat_format.recognise):
+def test_the_same_string(name, recognise=chat_template.recognise):
     """A recognised template, its format, and the template that we write for it write the same characters."""
     found = recognise(TEMPLATES[name], BOS)
-    assert isinstance(found, ChatFormat) and recognise(found.jinja(), BOS) == found
+    assert isinstance(found, ChatFormat) and recognise(chat_template.write_template(found), BOS) == found
     for messages in conversations(300):
         prompt = messages[-1]["role"] == "user"
         for add in (False, True)[:1 + prompt]:
             assert found.text(messages, add) == jinja(TEMPLATES[name], messages, add)
-            assert found.text(messages, add) == jinja(found.jinja(), messages, add)
+            assert found.text(messages, add) == jinja(chat_template.write_template(found), messages, add)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -116,9 +116,10 @@ def test_models_without_a_template(encode_chat=chat.encode_chat):
     plain = Tokenizer(ranks, {"</s>": 256}, roles={"<pad>": 0, "<eos>": 256}, chat=chat_format.plain_format("</s>"))
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
     ids, mask = encode_chat(plain, messages)
-    assert plain.decode(ids) == "user:\nHi\nassistant:\nYo</s>\n" == jinja(plain.chat.jinja(), messages, False)
+    written = jinja(chat_template.write_template(plain.chat), messages, False)
+    assert plain.decode(ids) == "user:\nHi\nassistant:\nYo</s>\n" == written
     assert plain.decode(i for i, learned in zip(ids, mask) if learned) == "Yo</s>"
-    assert chat_format.recognise(plain.chat.jinja(), "", "</s>") == plain.chat
+    assert chat_template.recognise(chat_template.write_template(plain.chat), "", "</s>") == plain.chat
 
 
 def test_a_text_cannot_end_its_turn(encode_chat=chat.encode_chat):
@@ -134,7 +135,7 @@ def test_a_text_cannot_end_its_turn(encode_chat=chat.encode_chat):
     "{{ raise_exception('no') }}", "{% for i in range(10**9) %}{% endfor %}",
 ])
 def test_other_templates_are_not_taken_for_these(
-    template, recognise=chat_format.recognise, encode_chat=chat.encode_chat
+    template, recognise=chat_template.recognise, encode_chat=chat.encode_chat
 ):
     """A template that writes anything else is unknown; a conversation is then refused, in a sentence."""
     assert recognise(template, BOS) is None
@@ -144,7 +145,7 @@ def test_other_templates_are_not_taken_for_these(
 
 def test_a_format_without_its_tokens_is_refused(encode_chat=chat.encode_chat):
     """Role tokens that the vocabulary lacks are an error, not text."""
-    tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)}, {}, chat=chat_format.CHATML)
+    tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)}, {}, chat=chat_template.CHATML)
     with pytest.raises(MiniftError, match="im_start"):
         encode_chat(tokenizer, [{"role": "user", "content": "Hi"}])
 

@@ -11,9 +11,8 @@ import unicodedata
 import pytest
 
 from minift.errors import MiniftError
-from minift.formats import vocabulary
+from minift.formats import chat_template, vocabulary
 from minift.formats.pretrained import locate
-from minift.text import chat_format
 from minift.text.tokenizer import Tokenizer
 
 try:
@@ -111,9 +110,9 @@ def test_the_pad_is_never_the_end(tmp_path, read_tokenizer=vocabulary.read_token
 def test_the_end_is_that_of_a_chat(tmp_path, read_tokenizer=vocabulary.read_tokenizer):
     """A file that names the end of a text as its end, while its chats end turns otherwise (Llama 3's first release)."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    template = chat_format.CHATML.jinja()
+    template = chat_template.write_template(chat_template.CHATML)
     ours = read_tokenizer(saved(tmp_path, trained("gpt2", special), chat_template=template), {})
-    assert ours.chat == chat_format.CHATML and ours.eos_id == ours.special["<|im_end|>"] != ours.pad_id
+    assert ours.chat == chat_template.CHATML and ours.eos_id == ours.special["<|im_end|>"] != ours.pad_id
 
 
 def test_text_never_becomes_a_special_token(tmp_path, read_tokenizer=vocabulary.read_tokenizer):

@@ -1,0 +1,73 @@
+"""The chat templates of published models, which are Jinja programs: ChatML (SmolLM2) and Llama 3's, and back.
+
+A template is recognised by what it writes about a few conversations, character by character. Left out: all others.
+"""
+
+import json
+from dataclasses import replace
+
+from minift.text.chat_format import MINIFT, ChatFormat, plain_format
+
+# Conversations that tell templates apart: with and without a system turn, several turns, white space at the ends
+PROBES = [
+    [("user", " a\n")], [("system", " s "), ("user", "a")],
+    [("user", "a"), ("assistant", " b "), ("user", "c"), ("assistant", "d")]]
+CHATML = ChatFormat("<|im_start|>{role}\n", "<|im_end|>\n", "<|im_end|>", "\n")
+LLAMA3 = ChatFormat(
+    "<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>", "<|eot_id|>", strip=True,
+    begin="<|begin_of_text|>")
+# The date is the template's own, so that the same chat has the same ids.
+LLAMA31 = replace(
+    LLAMA3, system="",
+    system_prefix="Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n")
+
+
+def recognise(template, bos="", eos=""):
+    """The ChatFormat that writes what a Jinja template writes, or None: minift has none. bos, eos: names of tokens."""
+    wanted = [render(template, probe, prompt, bos) for probe, prompt in probes()]
+    said = (wanted[0] or "").removeprefix("<|im_start|>system\n").partition("<|im_end|>")[0]
+    for known in (MINIFT, CHATML, replace(CHATML, system=said), LLAMA3, LLAMA31, plain_format(eos)):
+        if wanted == [known.text(probe, prompt) for probe, prompt in probes()]:
+            return known
+    return None
+
+
+def probes():
+    """(messages, add_generation_prompt) of each probe."""
+    return [
+        ([{"role": role, "content": text} for role, text in probe], prompt)
+        for probe in PROBES for prompt in (False, probe[-1][0] == "user")]
+
+
+def render(template, messages, add_generation_prompt, bos):
+    """What a Jinja template writes; None when it refuses the messages, or does something that a template must not."""
+    # Comes with torch; slow to load, and rarely needed.
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    try:
+        return environment.from_string(template).render(
+            messages=messages, bos_token=bos,
+            add_generation_prompt=add_generation_prompt)
+    except Exception:
+        # A template is a program that others wrote, so it may raise anything.
+        return None
+
+
+def write_template(chat):
+    """A ChatFormat as a Jinja template, for programs that read those."""
+    def put(*texts):
+        return "{{ " + " ~ ".join(texts) + " }}"
+    quoted = {
+        name: json.dumps(getattr(chat, name)) for name in
+        ("begin", "others_end", "end", "after", "system", "system_prefix")}
+    header = [json.dumps(part) for part in chat.header.split("{role}")]
+    system = put(header[0], '"system"', header[1], quoted["system_prefix"], quoted["system"], quoted["others_end"])
+    said = "{% if messages[0].role != 'system' %}" + system + "{% endif %}" if chat.system is not None else ""
+    text = "m.content | trim" if chat.strip else "m.content"
+    return (
+        put(quoted["begin"]) + said + "{% for m in messages %}" + put(header[0], "m.role", header[1])
+        + "{% if m.role == 'system' %}" + put(quoted["system_prefix"]) + "{% endif %}" + put(f"({text})")
+        + "{% if m.role == 'assistant' %}" + put(quoted["end"], quoted["after"])
+        + "{% else %}" + put(quoted["others_end"]) + "{% endif %}{% endfor %}"
+        + "{% if add_generation_prompt %}" + put(header[0], '"assistant"', header[1]) + "{% endif %}")
