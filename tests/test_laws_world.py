@@ -87,6 +87,11 @@ SAD_END = "In the end Ada was sad."
     ((OPENING, THING, "They sat down at the old tower and ate some bread.", TROUBLE, TURN, END), 6.5),
     ((OPENING, "He carried a red kite.", TROUBLE, TURN, END), 6.5),
     ((OPENING, "Under his arm he held a red kite.", TROUBLE, TURN, END), 6.5),
+    ((OPENING, "Ada never went out without his red kite.", TROUBLE, TURN, END), 6.5),
+    ((OPENING, "The baker had given him a plain red kite.", TROUBLE, TURN, END), 6.5),
+    # Only things have a colour of their own, and "the red tower" is no place of the world: of no known form, no more.
+    ((OPENING, THING, TROUBLE, TURN, "The sky was blue.", END), 6.5),
+    ((OPENING, THING, TROUBLE, TURN, "The baker saw the red tower.", END), 6.5),
     ((OPENING, THING, TROUBLE, TURN, "He hugged the goat and gave it some bread.", END), 6.5 + 2),
     # A saw is a thing, but in these forms it is what somebody did.
     ((OPENING, THING, "Then a thief took the red kite and ran away.", "Nobody saw the thief again.", SAD_END), 4.5),
@@ -104,6 +109,12 @@ def test_the_rubric_knows_a_boy(judge=rubric.judge):
     assert judge(story, boy).score == 7
     assert judge(story.replace("He carried", "She carried"), boy).score == 6.5
     assert judge(story.replace("He carried a", "Under her arm he held a"), boy).score == 6.5
+
+
+def test_a_story_falls_into_sentences(sentences=rubric.sentences):
+    """A sentence ends with its sign and the quote after it; white space is none; the last one may lack its sign."""
+    assert sentences('He ran. "Who?" She did!  \n') == ["He ran.", '"Who?"', "She did!"]
+    assert sentences("He ran. She") == ["He ran.", "She"] and sentences("") == sentences(" ") == []
 
 
 def test_no_story_has_less_than_nothing(judge=rubric.judge):
@@ -153,3 +164,30 @@ def test_a_story_read_by_hand(old, new, changes, read_story=checker.read_story):
 def test_nothing_is_read_from_nothing(read_story=checker.read_story):
     """An empty answer of a model has no facts, and is no error."""
     assert read_story("") == read_story(" \n") == {}
+
+
+@pytest.mark.parametrize(("task", "facts", "values", "right"), [
+    ("who", {"name": "Ada"}, {}, "Ada"),
+    ("who", {"animal": "fox"}, {}, None),
+    ("where", {"place": "the mill"}, {}, "at the mill"),
+    ("ended_well", {"mood": "happy"}, {}, "yes"),
+    ("ended_well", {"mood": "sad"}, {}, "no"),
+    ("ended_well", {}, {}, None),
+    ("mood", {"mood": "sad"}, {}, "sad"),
+    ("mood", {}, {}, None),
+    ("somebody_speaks", {}, {"story": '"Ah," said Ada.'}, "yes"),
+    ("somebody_speaks", {}, {"story": "Ada said it."}, "no"),
+    ("is_animal", {"animal": "owl"}, {"asked": "owl"}, "yes"),
+    ("is_animal", {"animal": "owl"}, {"an_asked": "an owl"}, "yes"),
+    ("is_animal", {"animal": "owl"}, {"an_asked": "a fox"}, "no"),
+    ("is_animal", {"colour": "red"}, {"an_asked": "a fox"}, None),
+    ("is_colour", {"colour": "red"}, {"asked": "red"}, "yes"),
+    ("animal_or", {"animal": "owl"}, {"one": "an owl", "two": "a fox"}, "an owl"),
+    ("animal_or", {"animal": "owl"}, {"one": "a fox", "two": "an owl"}, "an owl"),
+    ("animal_or", {"animal": "cat"}, {"one": "a fox", "two": "an owl"}, None),
+    ("place_or", {"place": "the mill"}, {"one": "at the mill", "two": "at the zoo"}, "at the mill"),
+    ("place_or", {}, {"one": "at the mill", "two": "at the zoo"}, None),
+])
+def test_right_answers_by_hand(task, facts, values, right, right_answer=checker.right_answer):
+    """The answer that the facts decide; None where a fact is missing, or neither option is right."""
+    assert right_answer(task, facts, values) == right

@@ -1,1 +1,11 @@
-"""The embedded toy world: scenes, the texts and tasks that are made from them, and how data/ was made."""
+"""The embedded toy world, drawn from seeds: what the base model reads and what it is tuned and judged on.
+
+Four words. A *scene* is what happens in one story: who, where, with which animal and thing, what goes wrong. A
+*telling* is a scene in sentences; each telling of a scene differs. A *fact* is what one can ask of every telling: the
+child's name, the place, the colour. An *exercise* is a request about a told scene, with its right answer.
+
+In reading order: lexicon (words), scenes (scenes and tellings), facts; corpus and practice (text for pre-training),
+exercises, tasks and instructions (rows for tuning), labelled (sets for classifiers), domains (text for continued
+pre-training), endings (a taste); rubric and checker (who reads stories and answers back), recipes and train_recipe (how
+data/base and data/encoder were made). Left out: any text that a person has written.
+"""

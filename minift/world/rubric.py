@@ -39,8 +39,8 @@ GROUPS = {
 }
 # Word -> its kind.
 KINDS = {}
-for kind, group in GROUPS.items():
-    KINDS.update(dict.fromkeys(group, kind))
+for _kind, _group in GROUPS.items():
+    KINDS.update(dict.fromkeys(_group, _kind))
 # The one thing whose name is a word of the sentence forms as well ("Nobody saw the thief again.").
 VERBS = {"saw"}
 PRONOUNS = {"he": "she", "him": "her", "his": "her", "an": "a"}
