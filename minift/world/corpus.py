@@ -7,36 +7,16 @@ Left out: the further domains (domains.py), which are kept for continued pre-tra
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
+from minift.core.files import read_json
 from minift.ways.templates import fill
 from minift.world import lexicon as words
 from minift.world.facts import FACTS, scene_fields
 from minift.world.scenes import draw_scene, tell
 
-QUIZ_FORMS = (
-    "Question: {q}\nAnswer: {a}",
-    "Q: {q}\nA: {a}",
-    "Q. {q} A. {a}",
-    "{q} - {a}",
-    "{q}\n{a}",
-    "Teacher: {q}\nPupil: {a}",
-    "({n}) {q} {a}",
-    "* {q}\n  {a}",
-    "Ask: {q} Say: {a}",
-)
-QUIZ_TITLES = (
-    "Questions\n",
-    "Quiz\n",
-    "",
-    "What do you remember?\n",
-)
-PLAN_FORMS = (
-    "About: {}\n",
-    "Words: {}\n",
-    "Plan: {}.\nStory: ",
-    "A story with {}:\n",
-    "({})\n",
-)
+# How quizzes, plans, worksheets and instructions are worded and printed.
+TEXT_FORMS = read_json(Path(__file__).with_name("forms.json"))
 
 
 def ask(kind, scene, rng, short=None):
@@ -59,13 +39,13 @@ def ask_some(scene, rng, n):
 
 def quiz(scene, rng):
     """Questions and answers in one of several printed forms."""
-    form = rng.choice(QUIZ_FORMS)
+    form = rng.choice(TEXT_FORMS["quiz"]["forms"])
     pairs = ask_some(scene, rng, rng.randint(2, 4))
     lines = [
         form.format(q=question, a=answer, n=n)
         for n, (question, answer) in enumerate(pairs, start=1)
     ]
-    return rng.choice(QUIZ_TITLES) + "\n".join(lines)
+    return rng.choice(TEXT_FORMS["quiz"]["titles"]) + "\n".join(lines)
 
 
 def dialogue(scene, rng):
@@ -131,7 +111,7 @@ def plan(scene, rng):
     if rng.random() < 0.3:
         rows.append(fields["place"])
     rng.shuffle(rows)
-    return rng.choice(PLAN_FORMS).format(", ".join(rows))
+    return rng.choice(TEXT_FORMS["plan"]).format(", ".join(rows))
 
 
 def document(rng):

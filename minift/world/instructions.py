@@ -8,29 +8,14 @@ turns, several turns.
 import random
 
 from minift.ways.templates import fill
-from minift.world.corpus import ask
+from minift.world.corpus import TEXT_FORMS, ask
 from minift.world.facts import scene_fields
 from minift.world.scenes import draw_scenes, tell
 
 # {story}: the told scene; {question}: a question of the corpus.
-READING = (
-    "Read the story and answer the question.\n{story}\n{question}",
-    "{question} Here is the story.\n{story}",
-    "{story}\nPlease tell me: {question}",
-    "Use the text to reply to this: {question}\nText: {story}",
-)
-LISTING = (
-    "List the child, the animal and the place of this story.\n{story}",
-    "{story}\nWrite down child, animal and place.",
-    "Give me the child, the animal and the place.\nText: {story}",
-)
-ASKING = (
-    "Write a story about {name}, {an_animal} and {a_thing}.",
-    "Tell me a story with a child called {name}, {a_thing} and {an_animal}.",
-    "I would like to hear about {name}, who has {an_animal} and {a_thing}.",
-    "Please make up a tale. "
-    "Child: {name}. Animal: {animal}. Thing: {thing}.",
-)
+READING = TEXT_FORMS["instruction"]["reading"]
+LISTING = TEXT_FORMS["instruction"]["listing"]
+ASKING = TEXT_FORMS["instruction"]["asking"]
 # Task -> (cluster, phrasings).
 TASKS = {
     "who": ("lookup", READING),

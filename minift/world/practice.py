@@ -15,6 +15,7 @@ from minift.core.files import read_json
 from minift.ways.templates import fill
 from minift.world import exercises
 from minift.world import lexicon as words
+from minift.world.corpus import TEXT_FORMS
 from minift.world.exercises import look_up, write
 from minift.world.facts import answer_phrase, draw_other, find_word, scene_fields
 from minift.world.rubric import sentences
@@ -22,55 +23,10 @@ from minift.world.scenes import draw_scene, tell, with_articles
 
 # Kind of exercise -> its wordings, with {fields} of a told scene.
 WORDINGS = read_json(Path(__file__).with_name("wordings.json"))
-FORMS = (
-    "{q}\n{a}",
-    "{q} {a}",
-    "{q} - {a}",
-    "{q} = {a}",
-    "Task: {q}\nSolution: {a}",
-    "Teacher: {q}\nPupil: {a}",
-    "Exercise {n}: {q}\nAnswer: {a}",
-    "({n}) {q}\n    {a}",
-    "- {q}\n- {a}",
-    "{one}: {q}\n{two}: {a}",
-    "{q} ({a})",
-    "{q} -> {a}",
-    "Do this: {q}\nDone: {a}",
-)
-MARKS = ("", "", "{n}. ", "({n}) ", "- ", "Task {n}: ")
-# Before the exercises and before their answers.
-HEADS = (
-    ("", ""),
-    ("", ""),
-    ("Questions\n", "Answers\n"),
-    ("Find out:\n", "Found:\n"),
-    ("Before you read: ", "Now: "),
-)
-STORY_LABELS = ("", "", "Story: ", "Text: ", "Read this. ")
-# A few words before or after a request that say nothing about it, as people write.
-LEADS = (
-    "Please: ",
-    "Read the story and answer. ",
-    "Look into the text. ",
-    "I want to know this. ",
-    "My sister asks: ",
-    "Now you. ",
-    "Think of the story. ",
-    "Help me. ",
-    "One more thing. ",
-    "I am not sure. ",
-    "For our class: ",
-    "My turn to ask. ",
-    "Read well. ",
-)
-TAILS = (
-    " Please.",
-    " Only the answer.",
-    " Write nothing else.",
-    " Thank you.",
-    " It is in the text.",
-    " In short.",
-)
+# How a sheet is printed. "forms": of a request and its answer; "heads": before
+# the requests and before the answers; "leads" and "tails": a few words before
+# or after a request that say nothing about it, as people write.
+SHEET = TEXT_FORMS["worksheet"]
 # These requests end with a text. Words after it would seem to belong to it.
 QUOTING = ("order", "gap", "finish", "next", "rewrite")
 # How much more often than others, because they take more practice.
@@ -229,15 +185,15 @@ def wrap_request(kind, request, rng):
     """Often put a few words before or after a request."""
     lead = tail = ""
     if rng.random() < 0.4:
-        lead = rng.choice(LEADS)
+        lead = rng.choice(SHEET["leads"])
     if kind not in QUOTING and rng.random() < 0.25:
-        tail = rng.choice(TAILS)
+        tail = rng.choice(SHEET["tails"])
     return lead + request + tail
 
 
 def story_first(story, pairs, rng):
     """The story, then each exercise with its answer, all printed in one form."""
-    form = rng.choice(FORMS)
+    form = rng.choice(SHEET["forms"])
     one, two = rng.sample(words.GIRLS + words.BOYS, 2)
     lines = [story]
     for n, (q, a) in enumerate(pairs, start=1):
@@ -248,12 +204,13 @@ def story_first(story, pairs, rng):
 def exercises_first(story, pairs, rng):
     """Up to four exercises, then the story, then the answers."""
     pairs = pairs[:rng.randint(1, 4)]
-    mark, (head, answers_head) = rng.choice(MARKS), rng.choice(HEADS)
+    mark = rng.choice(SHEET["marks"])
+    head, answers_head = rng.choice(SHEET["heads"])
     asked, answered = [], []
     for n, (request, answer) in enumerate(pairs, start=1):
         asked.append(mark.format(n=n) + request)
         answered.append(mark.format(n=n) + answer)
-    label = rng.choice(STORY_LABELS)
+    label = rng.choice(SHEET["story labels"])
     text = [*asked, label + story, answers_head + "\n".join(answered)]
     return head + "\n".join(text)
 
