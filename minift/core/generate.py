@@ -58,7 +58,7 @@ def generate(
     written = list(steps(
         model, input_ids, attention_mask, max_new_tokens, temperature, top_k, top_p, eos_id, generator))
     prompt_mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    alive = [alive[:, None] for _, _, alive in written]                      # (B, 1) each
+    alive = [alive[:, None] for _, _, alive in written]    # (B, 1) each
     ids = [torch.where(alive, token, pad_id)[:, None] for token, _, alive in written]
     logprobs = [torch.where(alive, logprob, 0)[:, None] for _, logprob, alive in written]
     return Generation(
@@ -112,7 +112,7 @@ def steps(model, input_ids, attention_mask, max_new_tokens, temperature, top_k, 
                 alive = alive & (token != eos_id)
                 if not alive.any():
                     return
-            token = token[:, None]                                           # (B, 1)
+            token = token[:, None]    # (B, 1)
 
 
 def sample(logits, temperature, top_k, top_p, generator):
@@ -135,7 +135,7 @@ def draw(probs, generator):
     where = probs.device if generator is None else generator.device
     # A random number in [0, 1).
     point = torch.rand(len(probs), 1, generator=generator, device=where).to(probs.device)
-    cumulative = probs.cumsum(-1)                                            # (B, V)
+    cumulative = probs.cumsum(-1)    # (B, V)
     # The first id whose cumulative sum is above the point.
     token = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)
     return token[:, 0].clamp(max=probs.shape[1] - 1)
@@ -148,7 +148,7 @@ def keep_likely(logprobs, top_k, top_p):
     top_p = 1.0 if top_p is None else top_p
     if top_k == V and top_p == 1:
         return logprobs
-    ranked, order = logprobs.sort(descending=True, stable=True)              # (B, V) ties: the smaller id first
+    ranked, order = logprobs.sort(descending=True, stable=True)    # (B, V) ties: the smaller id first
     ranked[:, top_k:] = -math.inf
     if top_p < 1:
         probs = ranked.softmax(-1)

@@ -101,6 +101,7 @@ def match_contents(model, tensors, rank, path, family):
     if not targets:
         raise MiniftError(f"{path} does not fit this model: no LoRA for any of its layers")
     if tied and not torch.equal(tensors[embed], tensors[output]):
-        raise MiniftError(f"{path}: {output} is not {embed}, but the model has one matrix for both (PEFT's "
-                          "ensure_weight_tying)")
+        raise MiniftError(
+            f"{path}: {output} is not {embed}, but the model has one matrix for both (PEFT's "
+            "ensure_weight_tying)")
     return targets, extras

@@ -19,8 +19,9 @@ from minift.formats.pretrained import load_pretrained
 from minift.formats.settings import explain_errors
 from minift.text.tokenizer import Tokenizer
 
-KINDS = {kind.__name__: kind for kind in
-         (LanguageModel, MaskedLanguageModel, Encoder, SequenceClassifier, TokenScorer)}
+KINDS = {
+    kind.__name__: kind for kind in
+    (LanguageModel, MaskedLanguageModel, Encoder, SequenceClassifier, TokenScorer)}
 
 
 def save_model(model, tokenizer, path):

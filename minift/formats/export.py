@@ -76,8 +76,9 @@ def tokenizer_config(tokenizer, config):
         settings["unk_token"] = "[UNK]"
     if tokenizer.chat is not None:
         settings["chat_template"] = write_template(tokenizer.chat)
-    return settings | {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context_length,
-                       "clean_up_tokenization_spaces": False}
+    return settings | {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context_length,
+        "clean_up_tokenization_spaces": False}
 
 
 def tokenizer_json(tokenizer):
@@ -86,8 +87,9 @@ def tokenizer_json(tokenizer):
     special = sorted(tokenizer.special.items(), key=lambda item: item[1])
     added = [{"id": i, "content": name, **plain} for name, i in special]
     steps = wordpiece_steps(tokenizer) if tokenizer.kind.startswith("wordpiece") else bpe_steps(tokenizer)
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-            "normalizer": None, "post_processor": None, **steps}
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+        "normalizer": None, "post_processor": None, **steps}
 
 
 def bpe_steps(tokenizer):

@@ -40,8 +40,9 @@ SIZES = {
 }
 FAMILIES = {
     "llama": Family(
-        parts={"causal": True, "norm_first": True, "norm": "rmsnorm",
-               "positions": "rotary", "mlp": "swiglu", "bias": False},
+        parts={
+            "causal": True, "norm_first": True, "norm": "rmsnorm",
+            "positions": "rotary", "mlp": "swiglu", "bias": False},
         sizes=SIZES | {"n_kv_head": "num_key_value_heads"},
         activation="hidden_act",
         norm_eps="rms_norm_eps",
@@ -50,27 +51,32 @@ FAMILIES = {
         known={"hidden_act": ("silu", None), "attention_bias": OFF, "mlp_bias": OFF},
     ),
     "gpt2": Family(
-        parts={"causal": True, "norm_first": True, "norm": "layernorm",
-               "positions": "learned", "mlp": "gelu_tanh", "bias": True},
-        sizes={"context_length": "n_positions", "d_model": "n_embd", "n_layer": "n_layer",
-               "n_head": "n_head", "d_ff": "n_inner"},
+        parts={
+            "causal": True, "norm_first": True, "norm": "layernorm",
+            "positions": "learned", "mlp": "gelu_tanh", "bias": True},
+        sizes={
+            "context_length": "n_positions", "d_model": "n_embd", "n_layer": "n_layer",
+            "n_head": "n_head", "d_ff": "n_inner"},
         activation="activation_function",
         norm_eps="layer_norm_epsilon",
         dropouts=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
         defaults={"n_inner": None, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
-        known={"activation_function": ("gelu_new", "gelu_pytorch_tanh", None),
-               "scale_attn_weights": (True, None), "scale_attn_by_inverse_layer_idx": OFF},
+        known={
+            "activation_function": ("gelu_new", "gelu_pytorch_tanh", None),
+            "scale_attn_weights": (True, None), "scale_attn_by_inverse_layer_idx": OFF},
     ),
     "bert": Family(
-        parts={"causal": False, "norm_first": False, "norm": "layernorm",
-               "positions": "learned", "mlp": "gelu", "bias": True},
+        parts={
+            "causal": False, "norm_first": False, "norm": "layernorm",
+            "positions": "learned", "mlp": "gelu", "bias": True},
         sizes=SIZES,
         activation="hidden_act",
         norm_eps="layer_norm_eps",
         dropouts=("hidden_dropout_prob", "attention_probs_dropout_prob"),
         defaults={"layer_norm_eps": 1e-12, "tie_word_embeddings": True},
-        known={"hidden_act": ("gelu", None), "position_embedding_type": ("absolute", None),
-               "tie_word_embeddings": True},
+        known={
+            "hidden_act": ("gelu", None), "position_embedding_type": ("absolute", None),
+            "tie_word_embeddings": True},
     ),
 }
 # The four numbers of our rope_scaling.
@@ -91,8 +97,9 @@ def read_config(config, where):
     """(family, TransformerConfig, whether the output layer is tied) of a config.json. where: its name in errors."""
     name = config.get("model_type") if isinstance(config, dict) else None
     if name not in list(FAMILIES):
-        raise MiniftError(f"{where} has the model_type {name!r}; minift reads {', '.join(FAMILIES)} of Hugging Face, "
-                          "and what it saved itself")
+        raise MiniftError(
+            f"{where} has the model_type {name!r}; minift reads {', '.join(FAMILIES)} of Hugging Face, "
+            "and what it saved itself")
     family = FAMILIES[name]
     config = family.defaults | config
     with explain_errors(where):

@@ -111,8 +111,9 @@ def download(name):
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as error:
         # Of the network, of the hub, of the disk: many kinds.
-        raise MiniftError(f"{name} is missing, and the hub does not give it ({type(error).__name__}); "
-                          "check the name and the network, or give a folder") from error
+        raise MiniftError(
+            f"{name} is missing, and the hub does not give it ({type(error).__name__}); "
+            "check the name and the network, or give a folder") from error
 
 
 # ---- what the files say ----
@@ -201,5 +202,6 @@ def check_rest(model, opened):
     if wrong:
         raise MiniftError(f"{opened.where} has {len(wrong)} tensors that its config does not use: {wrong[:5]}")
     if left_out:
-        warnings.warn(f"{opened.where}: minift has no next-sentence head; it leaves out {', '.join(left_out)}",
-                      stacklevel=3)
+        warnings.warn(
+            f"{opened.where}: minift has no next-sentence head; it leaves out {', '.join(left_out)}",
+            stacklevel=3)

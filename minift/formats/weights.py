@@ -67,8 +67,9 @@ def check_model(tensors, tokenizer, config, where):
 def check_vocabulary(tokenizer, config, where):
     """MiniftError when the tokenizer has ids for which the model has no embedding."""
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise MiniftError(f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, but the model knows "
-                          f"{config.vocab_size}; they do not belong together")
+        raise MiniftError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, but the model knows "
+            f"{config.vocab_size}; they do not belong together")
 
 
 def check_finite(tensors, where):
@@ -85,8 +86,9 @@ def check_shapes(tensors, shapes, where):
     missing = sorted(shapes.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - shapes.keys())
     if missing or unexpected:
-        raise MiniftError(f"{where} does not fit this model: {len(missing)} missing tensors {missing[:3]}, "
-                          f"{len(unexpected)} unexpected ones {unexpected[:3]}")
+        raise MiniftError(
+            f"{where} does not fit this model: {len(missing)} missing tensors {missing[:3]}, "
+            f"{len(unexpected)} unexpected ones {unexpected[:3]}")
     for name, shape in shapes.items():
         found = tuple(tensors[name].shape)
         if found != tuple(shape):

@@ -115,11 +115,11 @@ def add_reference_logprobs(examples, reference, pad_id, batch_size=16, device=No
     # Neighbours of similar length need little padding.
     answers.sort(key=lambda answer: len(answer[2]))
     for part in chunks(answers, batch_size):
-        input_ids = pad([ids for _, _, ids, _ in part], pad_id).to(device)                # (B, T)
-        real = pad([[True] * len(ids) for _, _, ids, _ in part], False).to(device)        # (B, T)
-        written = pad([mask for _, _, _, mask in part], False).to(device)                 # (B, T)
-        logprobs = reference(input_ids, real)                                             # (B, T-1)
-        sums = masked_sum(logprobs, written[:, 1:], dim=1)                                # (B,)
+        input_ids = pad([ids for _, _, ids, _ in part], pad_id).to(device)            # (B, T)
+        real = pad([[True] * len(ids) for _, _, ids, _ in part], False).to(device)    # (B, T)
+        written = pad([mask for _, _, _, mask in part], False).to(device)             # (B, T)
+        logprobs = reference(input_ids, real)                                         # (B, T-1)
+        sums = masked_sum(logprobs, written[:, 1:], dim=1)                            # (B,)
         for (example, name, _, _), value in zip(part, sums.tolist()):
             example[name] = value
     return examples
@@ -156,12 +156,12 @@ def make_reference_free_loss(model, loss=simpo_loss):
 def _pair_logprobs(model, batch):
     """The summed log-probs of chosen and rejected responses, (B,) each, from one forward pass; their token counts."""
     def both(name):
-        return torch.cat([batch[f"chosen_{name}"], batch[f"rejected_{name}"]])         # (2B, T)
+        return torch.cat([batch[f"chosen_{name}"], batch[f"rejected_{name}"]])    # (2B, T)
 
     input_ids, written = both("input_ids"), both("response_mask")
-    hidden = model.body(input_ids, both("attention_mask"))                             # (2B, T, D)
-    logprobs = response_logprobs(hidden, model.head, input_ids, written)               # (2B, T-1)
-    chosen, rejected = logprobs.sum(1).chunk(2)                                        # (B,) each
+    hidden = model.body(input_ids, both("attention_mask"))                  # (2B, T, D)
+    logprobs = response_logprobs(hidden, model.head, input_ids, written)    # (2B, T-1)
+    chosen, rejected = logprobs.sum(1).chunk(2)                             # (B,) each
     return chosen, rejected, written[:, 1:].sum(1).clamp(min=1).chunk(2)
 
 

@@ -126,8 +126,8 @@ def ppo_iteration(
         policy, *left_pad(prompts, pad_id, device), max_new_tokens=config.max_new_tokens,
         temperature=config.temperature, eos_id=eos_id, pad_id=pad_id,
         generator=_generator(device, seed, "sample", iteration))
-    input_ids, attention_mask = generation.input_ids, generation.attention_mask         # (B, T)
-    mask, old_logprobs = generation.response_mask[:, 1:], generation.logprobs           # (B, T-1)
+    input_ids, attention_mask = generation.input_ids, generation.attention_mask    # (B, T)
+    mask, old_logprobs = generation.response_mask[:, 1:], generation.logprobs      # (B, T-1)
     clock.append(time.perf_counter())
     with torch.no_grad():
         # 2. Score each response; one without an end pays for it, once.
@@ -142,7 +142,7 @@ def ppo_iteration(
             rewards = lp.masked_whiten(rewards, mask, keep_mean=True)
 
         # 4. Credit each token: how much better than expected did it go from there?
-        values = value_model(input_ids, attention_mask)[:, :-1]                         # (B, T-1)
+        values = value_model(input_ids, attention_mask)[:, :-1]    # (B, T-1)
         advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
         rollout = {
             "input_ids": input_ids, "attention_mask": attention_mask, "response_mask": mask,

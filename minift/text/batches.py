@@ -22,7 +22,7 @@ def pad(rows, pad_value, length=None):
     length = longest if length is None else length
     if longest > length:
         raise MiniftError(f"a row has {longest} tokens, more than the length of {length}; truncate it first")
-    padded = torch.full((len(rows), length), pad_value)     # (B, T)
+    padded = torch.full((len(rows), length), pad_value)    # (B, T)
     for i, row in enumerate(rows):
         padded[i, :len(row)] = torch.as_tensor(row, dtype=padded.dtype)
     return padded
