@@ -11,15 +11,7 @@ from minift.ways.templates import MARK, fill, slots
 from minift.world import lexicon as words
 from minift.world.exercises import yes_no
 from minift.world.facts import FACTS, answer_phrase
-from minift.world.rubric import (
-    KINDS,
-    TROUBLES,
-    VERBS,
-    role_of,
-    sentences,
-    skeleton,
-    split_words,
-)
+from minift.world.rubric import KINDS, TROUBLES, VERBS, role_of, sentences, skeleton, split_words
 from minift.world.scenes import with_articles
 
 # Task -> kind of fact.

@@ -10,15 +10,7 @@ import random
 from minift.errors import MiniftError
 from minift.world import lexicon as words
 from minift.world.corpus import state_fact, state_false, true_or_false
-from minift.world.scenes import (
-    FORMS,
-    SENTENCES,
-    draw_scene,
-    draw_scenes,
-    fill_form,
-    fill_forms,
-    with_articles,
-)
+from minift.world.scenes import FORMS, SENTENCES, draw_scene, draw_scenes, fill_form, fill_forms, with_articles
 
 # What went wrong, a key of FORMS["trouble"] -> its label.
 TOPICS = {

@@ -12,14 +12,7 @@ from minift.errors import MiniftError
 from minift.ways.templates import fill
 from minift.world import exercises
 from minift.world.exercises import look_up, write, yes_no
-from minift.world.facts import (
-    answer_phrase,
-    draw_other,
-    find_word,
-    scene_fields,
-    tell_fields,
-    tell_until,
-)
+from minift.world.facts import answer_phrase, draw_other, find_word, scene_fields, tell_fields, tell_until
 from minift.world.rubric import VERBS, role_of, sentences
 from minift.world.scenes import draw_scenes, tell, with_articles
 
