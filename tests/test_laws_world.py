@@ -1,6 +1,8 @@
 """The world's text is what the committed weights have read; its rubric, checker and labels by hand."""
 
 import hashlib
+import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -191,3 +193,57 @@ def test_nothing_is_read_from_nothing(read_story=checker.read_story):
 def test_right_answers_by_hand(task, facts, values, right, right_answer=checker.right_answer):
     """The answer that the facts decide; None where a fact is missing, or neither option is right."""
     assert right_answer(task, facts, values) == right
+
+
+# ---- labelled texts ----
+
+# Sentences of a letter -> the share of letters that have one.
+LETTER_SHARES = {
+    r"I thought that all was|It looked \w+ to us": 0.5,
+    r"We have a|It has been a": 0.5,
+    r"[.?] (I am \w+|You see me \w+)\. Yours": 0.25,
+    r"So I am not|Do not call me": 0.15,
+    r"Now I am|before; I am|Do not think that|My aunt is": 0.6,
+}
+
+
+@pytest.mark.parametrize("form", LETTER_SHARES)
+def test_shares_of_letters(form, labelled=labelled.labelled):
+    """Half of the letters turn late, half speak of the weather; 25, 15 and 60 % end plain, denied and in a contrast."""
+    n, share = 2000, LETTER_SHARES[form]
+    texts = [row["text"] for row in labelled("sentiment", n, 9, domain="letters")]
+    found = sum(re.search(form, text) is not None for text in texts) / n
+    assert abs(found - share) < 5 * (share * (1 - share) / n) ** 0.5
+
+
+def test_first_turns_mislead_in_late_stories_only(labelled=labelled.labelled):
+    """The turn after the trouble agrees with the ending, unless a late turn reverses it; 3 of 10 have a detail."""
+    rows = labelled("sentiment", 2000, 9)
+    details = 0
+    for row in rows:
+        roles = [rubric.role_of(part) for part in rubric.sentences(row["text"])]
+        turn = roles[roles.index("trouble") + 1]
+        late = re.search("All seemed|Everybody thought", row["text"]) is not None
+        assert turn in ("good turn", "bad turn")
+        assert (turn == "good turn") == ((row["label"] == "happy") != late), row
+        # An opening of two sentences has a detail of its own, before the thing.
+        details += roles[roles.index("trouble") - 1] == "detail"
+    # 5 sigma of 2,000 draws.
+    assert abs(details / 2000 - 0.3) < 5 * (0.3 * 0.7 / 2000) ** 0.5
+
+
+def test_what_a_text_tells_decides_the_statement(state=labelled.state):
+    """A text that leaves no fact open has no unknown statement; half of the statements are about what it alone tells.
+
+    The other half are about child, place, animal and colour, which every text tells.
+    """
+    text = "sunny day baker bread small plain."
+    rng, told = random.Random(0), ("weather", "happened on", "speaks of", "some", "was small", "thing was")
+    made = [state(ADA, text, rng) for _ in range(2000)]
+    labels = [label for _, label in made]
+    assert set(labels) == {"yes", "no"} and abs(labels.count("yes") / 2000 - 0.5) < 0.056
+    # "The animal was small." and "The animal was a fox." differ in the article.
+    always = re.compile("The child is called|It happened at|The animal was an? |The kite was")
+    optional = [statement for statement, _ in made if not always.match(statement)]
+    assert abs(len(optional) / 2000 - 0.5) < 0.056 and all(
+        any(part in statement for statement in optional) for part in told)
