@@ -92,7 +92,7 @@ def test_the_interval_is_the_bootstrap_over_prompts(compare=module.compare):
     assert few.high - few.low > 2 * (found.high - found.low)                  # 120 verdicts, not 240
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says(interval=module.interval):
+def test_the_interval_holds_the_truth_as_often_as_it_says(interval=bootstrap_interval):
     """Over many samples of 50 fair verdicts, 95 % intervals hold 0.5 about 95 times in a hundred."""
     rng, hits = random.Random(0), 0
     for seed in range(150):

@@ -14,8 +14,7 @@ MODES = {
         "--guidelines data/guidelines.md --out runs/annotated.jsonl"),
     "write": (
         "Write instructions and their responses: rows for sft.",
-        "write --guidelines data/guidelines.md --out runs/written.jsonl"),
-}
+        "write --guidelines data/guidelines.md --out runs/written.jsonl")}
 HELP = "A page on which people compare answers, label texts, or write instructions."
 EXAMPLES = [f"label {example}" for _, example in MODES.values()]
 

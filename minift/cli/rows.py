@@ -24,13 +24,11 @@ FORMS = {
     "prompt": ("prompt",),
     # A second text may stand in "text_pair".
     "label": ("text", "label"),
-    "text": ("text",),
-}
+    "text": ("text",)}
 # Keys whose values may be something else than a string.
 TYPES = {
     "messages": (list, "a list"), "prompt": ((str, list), "a string or a list of messages"),
-    "label": ((str, int), "a string or a whole number, since a label is a name"),
-}
+    "label": ((str, int), "a string or a whole number, since a label is a name")}
 PLAIN_TEXT = (".txt", ".md", ".markdown")
 
 

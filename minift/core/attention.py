@@ -67,8 +67,7 @@ class Attention(nn.Module):
             k, v = cache.append(layer, k, v)                                 # (B, K, S, E)
         out = F.scaled_dot_product_attention(                                # (B, H, T, E); divides by sqrt(E) itself
             q, k, v, attn_mask=sight.mask, is_causal=sight.is_causal,
-            dropout_p=self.config.dropout if self.training else 0.0, enable_gqa=k.shape[1] != q.shape[1],
-        )
+            dropout_p=self.config.dropout if self.training else 0.0, enable_gqa=k.shape[1] != q.shape[1])
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))    # (B, T, D)
 
 

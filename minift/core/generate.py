@@ -65,8 +65,7 @@ def generate(
         input_ids=torch.cat([input_ids, *ids], dim=1),
         attention_mask=torch.cat([prompt_mask, *alive], dim=1),
         response_mask=torch.cat([torch.zeros_like(prompt_mask), *alive], dim=1),
-        logprobs=torch.cat([torch.zeros(input_ids[:, 1:].shape, device=input_ids.device), *logprobs], dim=1),
-    )
+        logprobs=torch.cat([torch.zeros(input_ids[:, 1:].shape, device=input_ids.device), *logprobs], dim=1))
 
 
 def stream(model, input_ids, *, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_id=None, generator=None):

@@ -38,8 +38,7 @@ def make_optimizer(model, *, lr, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8):
         raise MiniftError("nothing to train: every parameter has requires_grad=False; unfreeze some, or add LoRA")
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0}]
     # One kernel for the whole update.
     fused = all(p.device.type in ("cpu", "cuda") for p in trainable)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=fused)

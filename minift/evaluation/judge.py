@@ -10,9 +10,8 @@ import math
 import random
 from dataclasses import dataclass
 
-import torch
-
 from minift.errors import MiniftError
+from minift.evaluation.metrics import bootstrap_interval
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def compare(judge, prompts, answers_a, answers_b, seed=0):
         raise MiniftError("the judge skipped every prompt; there is nothing to compare")
     wins = [(straight + 1 - swapped) / 2 for straight, swapped in pairs]
     return Comparison(
-        math.fsum(wins) / len(wins), *interval(wins, seed),
+        math.fsum(wins) / len(wins), *bootstrap_interval(wins, seed),
         disagreement=sum(straight != 1 - swapped for straight, swapped in pairs) / len(pairs),
         first_rate=sum(straight + swapped for straight, swapped in pairs) / len(pairs) / 2,
         n=len(pairs), skipped=len(prompts) - len(pairs))
@@ -69,16 +68,6 @@ def checked(verdict):
     if verdict is not None and verdict not in (0, 0.5, 1):
         raise MiniftError(f"a judge's verdict was {verdict!r}; expected 1, 0, 0.5 or None")
     return verdict
-
-
-def interval(values, seed, level=0.95, n=2000):
-    """(low, high): quantiles of the means of n resamples of the values."""
-    values = torch.tensor(values, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    means = torch.stack(
-        [values[torch.randint(len(values), (len(values),), generator=generator)].mean()
-         for _ in range(n)])
-    return tuple(torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist())
 
 
 # ---- judges ----

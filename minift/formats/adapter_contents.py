@@ -44,8 +44,7 @@ def collect_contents(model, family):
         "lora_alpha": alpha,
         "lora_dropout": dropout,
         "target_modules": target_names(model, family),
-        "modules_to_save": sorted(modules) or None,
-    }
+        "modules_to_save": sorted(modules) or None}
     if EMBED in extras and is_tied(model):
         # PEFT writes the one matrix under both names.
         config["ensure_weight_tying"] = True

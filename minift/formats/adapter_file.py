@@ -82,8 +82,7 @@ def fuse_qkv(tensors, config):
         config = config | {
             "target_modules": sorted(targets),
             "rank_pattern": {FUSED: 3 * config["r"]},
-            "alpha_pattern": {FUSED: 3 * config["lora_alpha"]},
-        }
+            "alpha_pattern": {FUSED: 3 * config["lora_alpha"]}}
     return fused, config
 
 

@@ -19,8 +19,7 @@ CLASSES = {
     ("llama", LanguageModel): "LlamaForCausalLM",
     ("gpt2", LanguageModel): "GPT2LMHeadModel",
     ("bert", MaskedLanguageModel): "BertForMaskedLM",
-    ("bert", Encoder): "BertModel",
-}
+    ("bert", Encoder): "BertModel"}
 
 
 def export_pretrained(model, tokenizer, path):
@@ -102,8 +101,7 @@ def bpe_steps(tokenizer):
         "continuing_subword_prefix": None, "end_of_word_suffix": None,
         "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
         "vocab": vocab | tokenizer.special,
-        "merges": list(byte_level.find_merges(tokenizer.ranks)),
-    }
+        "merges": list(byte_level.find_merges(tokenizer.ranks))}
     pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, level]}
     return {"pre_tokenizer": pre_tokenizer, "decoder": level, "model": model}
 
@@ -116,17 +114,14 @@ def wordpiece_steps(tokenizer):
         vocab[word[1:] if word.startswith(" ") else f"##{word}"] = i
     normalizer = {
         "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True,
-        "strip_accents": None, "lowercase": tokenizer.kind == "wordpiece",
-    }
+        "strip_accents": None, "lowercase": tokenizer.kind == "wordpiece"}
     around = {"cls": ["[CLS]", special["[CLS]"]], "sep": ["[SEP]", special["[SEP]"]]}
     model = {
         "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
-        "max_input_chars_per_word": LONGEST_WORD, "vocab": vocab | special,
-    }
+        "max_input_chars_per_word": LONGEST_WORD, "vocab": vocab | special}
     return {
         "normalizer": normalizer,
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "post_processor": {"type": "BertProcessing", **around},
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-        "model": model,
-    }
+        "model": model}

@@ -10,14 +10,12 @@ import re
 NAMES = {
     "llama": {
         "body": "model", "embed": "embed_tokens", "head": "lm_head", "attn": "self_attn",
-        "attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
-    },
+        "attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
     "gpt2": {
         "body": "transformer", "embed": "wte", "positions": "wpe", "norm": "ln_f", "head": "lm_head",
         "layers": "h", "attn_norm": "ln_1", "mlp_norm": "ln_2",
         "q_proj": "c_attn", "k_proj": "c_attn", "v_proj": "c_attn", "o_proj": "c_proj",
-        "up_proj": "c_fc", "down_proj": "c_proj",
-    },
+        "up_proj": "c_fc", "down_proj": "c_proj"},
     "bert": {
         "body.layers": "bert.encoder.layer",
         "body.embed": "bert.embeddings.word_embeddings",
@@ -33,15 +31,12 @@ NAMES = {
         "mlp_norm": "output.LayerNorm",
         "head.dense": "cls.predictions.transform.dense",
         "head.norm": "cls.predictions.transform.LayerNorm",
-        "head.decoder": "cls.predictions",
-    },
+        "head.decoder": "cls.predictions"},
     # a Llama in a .gguf file
     "gguf": {
         "body.embed": "token_embd", "body.norm": "output_norm", "head": "output", "body.layers": "blk",
         "attn.q_proj": "attn_q", "attn.k_proj": "attn_k", "attn.v_proj": "attn_v", "attn.o_proj": "attn_output",
-        "mlp_norm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    },
-}
+        "mlp_norm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}}
 # What a name begins with in a model with a head; files of bare bodies leave it out.
 PREFIX = {"llama": "model.", "gpt2": "transformer.", "bert": "bert."}
 SEGMENTS = "bert.embeddings.token_type_embeddings.weight"
@@ -49,8 +44,7 @@ SEGMENTS = "bert.embeddings.token_type_embeddings.weight"
 COPIES = {
     "lm_head.weight": "body.embed.weight",
     "cls.predictions.decoder.weight": "body.embed.weight",
-    "cls.predictions.decoder.bias": "head.decoder.bias",
-}
+    "cls.predictions.decoder.bias": "head.decoder.bias"}
 # Tensors in which nothing was learned.
 BUFFERS = r"\.attn\.(masked_)?bias$|\.position_ids$|\.rotary_emb\.inv_freq$"
 # BERT's head for next-sentence prediction, which minift does not have.

@@ -36,8 +36,7 @@ OFF = (False, None)
 KNOWN = {"quantization_config": None, "add_cross_attention": OFF, "is_decoder": OFF}
 SIZES = {
     "context_length": "max_position_embeddings", "d_model": "hidden_size", "n_layer": "num_hidden_layers",
-    "n_head": "num_attention_heads", "d_ff": "intermediate_size",
-}
+    "n_head": "num_attention_heads", "d_ff": "intermediate_size"}
 FAMILIES = {
     "llama": Family(
         parts={
@@ -48,8 +47,7 @@ FAMILIES = {
         norm_eps="rms_norm_eps",
         dropouts=("attention_dropout",),
         defaults={"num_key_value_heads": None, "rms_norm_eps": 1e-6, "tie_word_embeddings": False},
-        known={"hidden_act": ("silu", None), "attention_bias": OFF, "mlp_bias": OFF},
-    ),
+        known={"hidden_act": ("silu", None), "attention_bias": OFF, "mlp_bias": OFF}),
     "gpt2": Family(
         parts={
             "causal": True, "norm_first": True, "norm": "layernorm",
@@ -63,8 +61,7 @@ FAMILIES = {
         defaults={"n_inner": None, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
         known={
             "activation_function": ("gelu_new", "gelu_pytorch_tanh", None),
-            "scale_attn_weights": (True, None), "scale_attn_by_inverse_layer_idx": OFF},
-    ),
+            "scale_attn_weights": (True, None), "scale_attn_by_inverse_layer_idx": OFF}),
     "bert": Family(
         parts={
             "causal": False, "norm_first": False, "norm": "layernorm",
@@ -76,9 +73,7 @@ FAMILIES = {
         defaults={"layer_norm_eps": 1e-12, "tie_word_embeddings": True},
         known={
             "hidden_act": ("gelu", None), "position_embedding_type": ("absolute", None),
-            "tie_word_embeddings": True},
-    ),
-}
+            "tie_word_embeddings": True})}
 # The four numbers of our rope_scaling.
 STRETCH = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 

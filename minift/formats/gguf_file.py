@@ -37,8 +37,7 @@ SIZES = {
     "d_model": "llama.embedding_length",
     "d_ff": "llama.feed_forward_length",
     "n_head": "llama.attention.head_count",
-    "n_kv_head": "llama.attention.head_count_kv",
-}
+    "n_kv_head": "llama.attention.head_count_kv"}
 ROTARY_WIDTH, THETA = "llama.rope.dimension_count", "llama.rope.freq_base"
 NORM_EPS = "llama.attention.layer_norm_rms_epsilon"
 

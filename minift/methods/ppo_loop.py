@@ -226,8 +226,7 @@ def _rollout_metrics(rollout, scores, ref_logprobs, ended):
         "entropy": -lp.masked_mean(logprobs, mask).item(),
         "response_length": mask.sum(1).float().mean().item(),
         "eos_share": ended.float().mean().item(),
-        "explained_variance": explained_variance(rollout["old_values"], rollout["returns"], mask),
-    }
+        "explained_variance": explained_variance(rollout["old_values"], rollout["returns"], mask)}
 
 
 def _mean_metrics(updates):

@@ -49,9 +49,7 @@ def run(out="runs/tour", seed=0, seeds=None, stages=None, quick=False, resume=Fa
     print(f"\nMean and standard deviation over seeds {', '.join(map(str, seeds))}:\n")
     print(
         report.table_text(
-            [{"measure": name, **row} for name, row in spread.items()], ("measure", "mean", "std", "min", "max")
-        )
-    )
+            [{"measure": name, **row} for name, row in spread.items()], ("measure", "mean", "std", "min", "max")))
     return found
 
 
@@ -75,8 +73,7 @@ def run_seed(out, seed, stages, is_quick, resume):
     write_json(
         out / "results.json",
         {"seed": seed, "quick": is_quick, "settings": vars(tour.settings),
-         "stages": {name: vars(result) for name, result in ordered(tour)}},
-    )
+         "stages": {name: vars(result) for name, result in ordered(tour)}})
     draw_arc(tour.picture("overview"), measures_of(tour))
     write(tour, rows)
     print("\n" + report.table_text(rows, COLUMNS))
@@ -116,8 +113,7 @@ def table(tour):
     """The closing table: a row a stage."""
     return [
         {"stage": STAGES[name][1], **result.row, "seconds": round(result.seconds), "budget": STAGES[name][2]}
-        for name, result in ordered(tour)
-    ]
+        for name, result in ordered(tour)]
 
 
 def ordered(tour):
@@ -128,8 +124,7 @@ def write(tour, rows):
     """report.html: the overview, the table, and a section a stage."""
     sections = [
         report.Section(STAGES[name][1], result.sentence, result.rows or None, result.texts, result.pictures)
-        for name, result in ordered(tour)
-    ]
+        for name, result in ordered(tour)]
     overview = report.Section("Overview", "The journey in one picture.", None, [], [tour.picture("overview")])
     report.write_report(
         tour.out / "report.html", "minift: the tour",

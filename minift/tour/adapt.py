@@ -13,7 +13,7 @@ from minift.methods import lora
 from minift.methods.pretrain import make_pretrain_loss, replay
 from minift.text.batches import Windows
 from minift.tour import draw
-from minift.tour.common import Result
+from minift.tour.common import Result, change
 from minift.world.corpus import documents, stories
 from minift.world.domains import domain_texts
 from minift.world.recipes import join, text_loss
@@ -27,19 +27,17 @@ def base(tour):
     loss = text_loss(model, tokenizer, stories(tour.settings.n_valid, tour.seed, "test"))
     prompt = torch.tensor([tokenizer.encode("One sunny morning")] * 3)
     generator = torch.Generator().manual_seed(tour.seed)
-    out = generate(
-        model, prompt, max_new_tokens=90, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, generator=generator
-    )
+    out = generate(model, prompt, max_new_tokens=90, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
+                   generator=generator)
     samples = [tokenizer.decode(ids[mask], skip_special=True) for ids, mask in zip(out.input_ids, out.attention_mask)]
     draw.draw_base(tour)
     n = sum(p.numel() for p in model.parameters())
     return Result(
         f"The pretrained base ({n:,} parameters) predicts unread stories at a perplexity of {perplexity(loss, 1):.2f}.",
         {"base_perplexity": perplexity(loss, 1)},
-        {"measure": "perplexity of stories (before: V)", "before": tokenizer.vocab_size, "after": perplexity(loss, 1)},
+        change("perplexity of stories (before: V)", tokenizer.vocab_size, perplexity(loss, 1)),
         texts=[(f"sample {i + 1}", text) for i, text in enumerate(samples)],
-        pictures=[tour.picture("base")],
-    )
+        pictures=[tour.picture("base")])
 
 
 def domain_windows(tour, tokenizer, texts, seed):
@@ -95,15 +93,12 @@ def continued(tour):
         f"{measures['old_perplexity']:.1f}); with replay the stories' loss rises by "
         f"{measures['forgetting_with_replay']:.0%} of that.",
         measures,
-        {"measure": "perplexity, new domain", "before": measures["new_perplexity_before"],
-         "after": measures["new_perplexity"]},
+        change("perplexity, new domain", measures["new_perplexity_before"], measures["new_perplexity"]),
         rows=[
             {"run": name, "new domain": perplexity(run[-1]["new_loss"], 1),
              "old domain": perplexity(run[-1]["old_loss"], 1)}
-            for name, run in (("before", plain[:1]), ("new text only", plain), ("with replay", with_replay))
-        ],
-        pictures=[tour.picture("continued")],
-    )
+            for name, run in (("before", plain[:1]), ("new text only", plain), ("with replay", with_replay))],
+        pictures=[tour.picture("continued")])
 
 
 def low_rank(tour):
@@ -138,14 +133,12 @@ def low_rank(tour):
         f"LoRA trains {n_lora / n_all:.1%} of the parameters and gets {gain:.0%} of full fine-tuning's gain; merged, "
         f"its logits differ by {difference:.0e} of the largest and it generates in {speed:.2f} times the base's time.",
         measures,
-        {"measure": "share of the full gain", "before": 0.0, "after": gain},
+        change("share of the full gain", 0.0, gain),
         rows=[
             {"method": "full", "trained": n_all, "saved (kB)": 4 * n_all / 1000, "loss, new domain": full["new_loss"]},
             {"method": "LoRA", "trained": n_lora, "saved (kB)": adapter_bytes / 1000,
-             "loss, new domain": run[-1]["new_loss"]},
-        ],
-        pictures=[tour.picture("lora")],
-    )
+             "loss, new domain": run[-1]["new_loss"]}],
+        pictures=[tour.picture("lora")])
 
 
 def speed_ratio(model, other, tokenizer, repeats=7):

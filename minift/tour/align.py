@@ -14,7 +14,7 @@ from minift.text.batches import Batches
 from minift.text.chat import encode_prompt
 from minift.text.pairs import collate_pairs
 from minift.tour import draw
-from minift.tour.common import TEMPERATURE, Result, response_kl, story_scores
+from minift.tour.common import TEMPERATURE, Result, change, response_kl, story_scores
 from minift.tour.prefer import pair_examples
 from minift.world.instructions import story_requests
 from minift.world.rubric import judge
@@ -57,10 +57,9 @@ def ppo(tour):
         f"of its stories from {first['gold']:.1f} to {last['gold']:.1f} at a KL of {last['kl']:.1f} nats.",
         {"ppo_gold_first": first["gold"], "ppo_gold_last": last["gold"], "ppo_score_last": last["score"],
          "ppo_kl_last": last["kl"]},
-        {"measure": "gold score, rollouts", "before": first["gold"], "after": last["gold"]},
+        change("gold score, rollouts", first["gold"], last["gold"]),
         rows=[{key: row[key] for key in SHOWN} for row in rows[:: max(1, len(rows) // 8)]],
-        pictures=[tour.picture("ppo")],
-    )
+        pictures=[tour.picture("ppo")])
 
 
 def gold_of(generation, tokenizer, scenes):
@@ -79,8 +78,7 @@ def dpo(tour):
     policy, tokenizer = tour.load("sft")
     reference, sharp = make_reference(tour.load("sft")[0]), make_reference(tour.load("sft")[0], TEMPERATURE)
     examples = add_reference_logprobs(
-        pair_examples(tour, tokenizer, "train", policy.config.context_length), reference, tokenizer.pad_id
-    )
+        pair_examples(tour, tokenizer, "train", policy.config.context_length), reference, tokenizer.pad_id)
     batches = Batches(examples, 16, lambda rows: collate_pairs(rows, tokenizer.pad_id), seed=tour.seed)
     requests = story_requests(48, tour.seed, "dpo")
 
@@ -101,9 +99,8 @@ def dpo(tour):
         f"{seen[-1]['kl']:.1f} nats; the first loss was {history[0]['loss']:.4f} (ln 2 = 0.6931).",
         {"dpo_first_loss": history[0]["loss"], "dpo_gold": seen[-1]["gold"], "dpo_kl": seen[-1]["kl"],
          "dpo_accuracy": sum(row["accuracy"] for row in history[-10:]) / len(history[-10:])},
-        {"measure": "gold score, samples", "before": start["gold"], "after": seen[-1]["gold"]},
-        pictures=[tour.picture("dpo")],
-    )
+        change("gold score, samples", start["gold"], seen[-1]["gold"]),
+        pictures=[tour.picture("dpo")])
 
 
 def on_requests(model, reference, tokenizer, requests, max_new_tokens, seed):
@@ -139,20 +136,16 @@ def compare(tour):
         rows.append(
             {"model": name, "gold score": mean, "95 % from": low, "to": high, "KL to SFT (nats)": one["kl"],
              "wins against SFT": rate, "tokens": length,
-             "ends": sum(answer.ended for answer in one["answers"]) / len(prompts)}
-        )
+             "ends": sum(answer.ended for answer in one["answers"]) / len(prompts)})
         measures |= {f"gold_{name}": mean, f"kl_{name}": one["kl"], f"win_rate_{name}": rate}
     draw.draw_comparison(tour, rows)
     texts = [("request", prompts[0])] + [
-        (f"{name} (gold {one['gold'][0]:.1f})", one["answers"][0].text) for name, one in found.items()
-    ]
+        (f"{name} (gold {one['gold'][0]:.1f})", one["answers"][0].text) for name, one in found.items()]
     return Result(
         f"Against SFT, PPO wins {measures['win_rate_ppo']:.0%} at {measures['kl_ppo']:.1f} nats of KL and DPO "
         f"{measures['win_rate_dpo']:.0%} at {measures['kl_dpo']:.1f} nats (a tie counts half).",
         measures,
-        {"measure": "gold: SFT, best of PPO, DPO", "before": measures["gold_sft"],
-         "after": max(measures["gold_ppo"], measures["gold_dpo"])},
+        change("gold: SFT, best of PPO, DPO", measures["gold_sft"], max(measures["gold_ppo"], measures["gold_dpo"])),
         texts=texts,
         rows=rows,
-        pictures=[tour.picture("comparison")],
-    )
+        pictures=[tour.picture("comparison")])

@@ -24,8 +24,7 @@ BOXES = {
                                          "{withheld_exact_match_after:.0%} exact"),
     "encoder": (
         (3, 0), "Encoder (BERT)", "hidden tokens found: {masked_accuracy:.0%}\n(by a bigram: "
-                                  "{bigram_accuracy:.0%})"),
-}
+                                  "{bigram_accuracy:.0%})")}
 # Which stage needs the result of which.
 ARROWS = [
     ("base", "continued"), ("continued", "lora"), ("base", "sft"), ("sft", "preferences"),

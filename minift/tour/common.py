@@ -111,7 +111,7 @@ class Result:
     sentence: str
     # Name -> number, what the table and the seeds' spread are made of.
     measures: dict
-    # The stage's row in the closing table.
+    # The stage's row in the closing table: what is measured, before and after.
     row: dict
     # Samples: (label, text).
     texts: list = field(default_factory=list)
@@ -127,6 +127,11 @@ class Result:
     @classmethod
     def load(cls, path):
         return cls(**read_json(path))
+
+
+def change(measure, before, after):
+    """The row of the closing table."""
+    return {"measure": measure, "before": before, "after": after}
 
 
 # ---- text and answers ----

@@ -102,8 +102,7 @@ def draw_dpo(tour, history, seen):
         ("margin of implicit rewards (nats)", {"margin": smooth(history, "margin")}),
         ("log p of the response (nats)", {"chosen": smooth(history, "chosen_logprobs"),
                                           "rejected": smooth(history, "rejected_logprobs")}),
-        ("sampled stories", {"gold score": points(seen, "gold"), "KL (nats)": points(seen, "kl")}),
-    ]
+        ("sampled stories", {"gold score": points(seen, "gold"), "KL (nats)": points(seen, "kl")})]
     fig, axes = show.figure(1, 4)
     for axis, (label, series) in zip(axes, panels):
         show.curves(axis, series, xlabel="step", ylabel=label)

@@ -10,7 +10,7 @@ from minift.methods.mlm import letters_of, mask_tokens, word_ids
 from minift.studies.label_curve import Task, labels_of
 from minift.text.segments import collate_ids, encode_segments
 from minift.tour import draw
-from minift.tour.common import Result
+from minift.tour.common import Result, change
 from minift.world.corpus import stories
 from minift.world.recipes import encoder_rows, masked_batches
 
@@ -44,12 +44,10 @@ def encoder(tour):
         f"{filled['bigram_accuracy']:.0%}). Frozen, with {few} labels, it gets {curve['probe'][few]:.0%} of the topics "
         f"right; from scratch {curve['scratch'][few]:.0%}.",
         measures,
-        {"measure": f"topics, {few} labels: scratch, probe", "before": curve["scratch"][few],
-         "after": curve["probe"][few]},
+        change(f"topics, {few} labels: scratch, probe", curve["scratch"][few], curve["probe"][few]),
         texts=texts,
         rows=[{"labels": n, **{way: points.get(n) for way, points in curve.items()}} for n in s.label_sizes],
-        pictures=[tour.picture("encoder-blanks"), tour.picture("encoder")],
-    )
+        pictures=[tour.picture("encoder-blanks"), tour.picture("encoder")])
 
 
 def learning_curve(task, s):

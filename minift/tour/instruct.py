@@ -11,7 +11,7 @@ from minift.methods.sft import tune_on_chats
 from minift.text.answers import sample_answers
 from minift.text.jsonl import read_jsonl
 from minift.tour import draw
-from minift.tour.common import Result
+from minift.tour.common import Result, change
 from minift.ways import crowd
 from minift.ways.templates import instantiate, read_templates
 from minift.world.instructions import TASKS, WRITING, instructions
@@ -37,33 +37,27 @@ def sft(tour):
     model.eval()
     save_model(model, tokenizer, tour.out / "sft")
     after = ask_all(model, tokenizer, held_out, tour.seed)
-    table = [
-        {"task": task, "cluster": TASKS[task][0], "base": score(before, held_out, task),
-         "SFT": score(after, held_out, task)}
-        for task in READING
-    ]
+    table = []
+    for task in READING:
+        scores = {"base": score(before, held_out, task), "SFT": score(after, held_out, task)}
+        table.append({"task": task, "cluster": TASKS[task][0], **scores})
     measures = {
         "exact_match_before": score(before, held_out), "exact_match": score(after, held_out),
         "ends_with_eos": sum(answer.ended for answer in after) / len(after),
         **{f"exact_match_{row['task']}": row["SFT"] for row in table}}
     draw.draw_sft(tour, tokenizer, rows, history)
-    texts = [
-        (label, text)
-        for i in range(2)
-        for label, text in (
-                (f"instruction {i + 1}", before[i].prompt), ("base continues", before[i].text),
-                ("SFT answers", after[i].text))
-    ]
+    texts = []
+    for i in range(2):
+        texts += [(f"instruction {i + 1}", before[i].prompt), ("base continues", before[i].text),
+                  ("SFT answers", after[i].text)]
     return Result(
         f"The base answers {measures['exact_match_before']:.0%} of the held-out questions, the tuned model "
         f"{measures['exact_match']:.0%}, and {measures['ends_with_eos']:.1%} of its answers end by themselves.",
         measures,
-        {"measure": "exact match, held out", "before": measures["exact_match_before"],
-         "after": measures["exact_match"]},
+        change("exact match, held out", measures["exact_match_before"], measures["exact_match"]),
         texts=texts,
         rows=table,
-        pictures=[tour.picture("sft-mask"), tour.picture("sft")],
-    )
+        pictures=[tour.picture("sft-mask"), tour.picture("sft")])
 
 
 def mixture(n, seed):
@@ -71,9 +65,8 @@ def mixture(n, seed):
 
     Five in six come from templates, because they hold the tasks that are asked afterwards.
     """
-    people, model = (
-        read_jsonl(INSTRUCTIONS / name)[:n // share] for name, share in (
-            ("written.jsonl", 12), ("model.jsonl", 24)))
+    people = read_jsonl(INSTRUCTIONS / "written.jsonl")[:n // 12]
+    model = read_jsonl(INSTRUCTIONS / "model.jsonl")[:n // 24]
     items = world_rows(n // 24, f"crowd/{seed}", tasks=crowd.TASKS)
     labelled, _ = crowd.labelled_rows(items, seed)
     templates = read_templates(INSTRUCTIONS / "templates.json")
@@ -94,6 +87,5 @@ def score(answers, rows, task=None):
     pairs = [
         (answer.text, row["messages"][1]["content"])
         for answer, row in zip(answers, rows, strict=True)
-        if task is None or row["task"] == task
-    ]
+        if task is None or row["task"] == task]
     return exact_match(*zip(*pairs)) if pairs else float("nan")

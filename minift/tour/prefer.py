@@ -1,5 +1,7 @@
 """Stages 5 and 6: preferences between sampled stories, and the reward model that learns them."""
 
+from functools import partial
+
 import torch
 
 from minift.core.heads import TokenScorer
@@ -11,7 +13,7 @@ from minift.text.batches import Batches
 from minift.text.jsonl import read_jsonl, write_jsonl
 from minift.text.pairs import collate_pairs, encode_pair, encode_pairs
 from minift.tour import draw
-from minift.tour.common import TEMPERATURE, Result
+from minift.tour.common import TEMPERATURE, Result, change
 from minift.ways.preferences import annotate, sample_pairs
 from minift.world.instructions import story_requests
 from minift.world.rubric import judge
@@ -31,31 +33,31 @@ def preferences(tour):
         pairs = sample_pairs(
             model, tokenizer, [prompt for prompt, _ in requests], max_new_tokens=s.story_tokens,
             temperature=TEMPERATURE, batch_size=128, seed=tour.seed)
-        rows[split] = annotate(
-            pairs, lambda prompt, text: judge(text, scenes[prompt]).score, noise=NOISE, seed=tour.seed
-        )
+        score = partial(gold_score, scenes)
+        rows[split] = annotate(pairs, score, noise=NOISE, seed=tour.seed)
         kept[split] = len(pairs)
-        write_jsonl(
-            tour.out / f"preferences-{split}.jsonl", [{**row, "gold": list(row["gold"])} for row in rows[split]]
-        )
+        saved = [{**row, "gold": list(row["gold"])} for row in rows[split]]
+        write_jsonl(tour.out / f"preferences-{split}.jsonl", saved)
     gaps = [row["gold"][0] - row["gold"][1] for row in rows["train"]]
     agreed = sum((gap > 0) + (gap == 0) / 2 for gap in gaps) / len(gaps)
     draw.draw_preferences(tour, gaps)
-    texts = [
-        (label, text)
-        for row in rows["train"][:3]
-        for label, text in (
-                ("request", row["prompt"]), (f"chosen (gold {row['gold'][0]:.1f})", row["chosen"]),
-                (f"rejected (gold {row['gold'][1]:.1f})", row["rejected"]))
-    ]
+    texts = []
+    for row in rows["train"][:3]:
+        best, worst = row["gold"]
+        texts += [("request", row["prompt"]), (f"chosen (gold {best:.1f})", row["chosen"]),
+                  (f"rejected (gold {worst:.1f})", row["rejected"])]
     return Result(
         f"From {kept['train']} pairs of sampled stories the annotators chose the one that the rubric prefers in "
         f"{agreed:.0%}.",
         {"pairs": kept["train"], "annotator_agreement": agreed},
-        {"measure": "agreement with gold order", "before": 0.5, "after": agreed},
+        change("agreement with gold order", 0.5, agreed),
         texts=texts,
-        pictures=[tour.picture("preferences")],
-    )
+        pictures=[tour.picture("preferences")])
+
+
+def gold_score(scenes, prompt, text):
+    """The rubric's points for a story. scenes: prompt -> the scene that it asks for."""
+    return judge(text, scenes[prompt]).score
 
 
 def pair_examples(tour, tokenizer, split, context_length):
@@ -79,9 +81,8 @@ def reward(tour):
     decided = [i for i, (a, b) in enumerate(gold) if a != b]
     right = [bool(chosen[i] > rejected[i]) == (gold[i][0] > gold[i][1]) for i in decided]
     probability = torch.sigmoid(chosen - rejected)
-    curve = reliability_curve(
-        [max(p, 1 - p) for p in probability.tolist()], [p > 0.5 for p in probability.tolist()], n_bins=10
-    )
+    confidence = [max(p, 1 - p) for p in probability.tolist()]
+    curve = reliability_curve(confidence, [p > 0.5 for p in probability.tolist()])
     measures = {
         "reward_accuracy_gold": sum(right) / max(1, len(right)),
         "reward_accuracy_annotators": (chosen > rejected).float().mean().item()}
@@ -90,7 +91,7 @@ def reward(tour):
         f"On held-out pairs the reward model puts {measures['reward_accuracy_gold']:.0%} in the gold order "
         f"({len(decided)} pairs without a tie).",
         measures,
-        {"measure": "pairs in gold order", "before": 0.5, "after": measures["reward_accuracy_gold"]},
+        change("pairs in gold order", 0.5, measures["reward_accuracy_gold"]),
         pictures=[tour.picture("reward")])
 
 

@@ -9,7 +9,7 @@ from minift.core.files import DATA
 from minift.evaluation.clusters import check_leaks, leave_one_cluster_out
 from minift.methods.sft import tune_on_chats
 from minift.studies.cluster_study import METRICS, assess, world_chats
-from minift.tour.common import Result
+from minift.tour.common import Result, change
 
 WITHHELD = "lookup"
 # All folds over five seeds, which take hours.
@@ -42,7 +42,7 @@ def clusters(tour):
         "clusters, five seeds each, and comes with the repository.",
         {f"withheld_{metric}_{when}": value for metric, values in scores.items()
          for when, value in zip(("before", "after"), values)},
-        {"measure": f"exact match, withheld: {WITHHELD}", "before": base, "after": tuned},
+        change(f"exact match, withheld: {WITHHELD}", base, tuned),
         rows=[
             {"withheld task": task, **{f"{metric}, {name}": found[metric][task] for metric in METRICS
                                        for name, found in (("base", before), ("tuned", after))}}

@@ -21,8 +21,7 @@ def sample_pairs(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, 
         batch_size=batch_size, seed=seed)
     pairs = [
         {"prompt": first.prompt, "answers": [first.text, second.text]}
-        for first, second in zip(answers[::2], answers[1::2])
-    ]
+        for first, second in zip(answers[::2], answers[1::2])]
     return [pair for pair in pairs if pair["answers"][0] != pair["answers"][1]]
 
 
