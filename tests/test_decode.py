@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from minift.core import decode
+from minift.core.attention import KVCache
 from minift.core.generate import generate
 from minift.core.heads import LanguageModel
-from minift.core.transformer import KVCache, Transformer, TransformerConfig
+from minift.core.transformer import Transformer, TransformerConfig
 from minift.methods import lora
 
 LLAMA = TransformerConfig(31, 24, 3, 4, 32, 48, n_kv_head=2, rope_theta=50.0, norm_eps=0.1)

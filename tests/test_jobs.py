@@ -24,9 +24,7 @@ from minift.cli import (
     run,
     sampling,
 )
-from minift.cli import (
-    rows as row_files,
-)
+from minift.cli import rows as row_files
 from minift.core.generate import Generation
 from minift.core.heads import LanguageModel, TokenScorer
 from minift.core.logprobs import make_reference

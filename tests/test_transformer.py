@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from minift.core import attention, transformer
-from minift.core.transformer import KVCache, TransformerConfig
+from minift.core.attention import KVCache
+from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
 
 LLAMA = TransformerConfig(vocab_size=37, context_length=32, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=48)

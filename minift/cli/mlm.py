@@ -25,12 +25,12 @@ def run(options):
     # The imports stand here, so that --help answers without loading PyTorch.
     from minift.cli.encoders import encode_pieces
     from minift.cli.examples import load
-    from minift.cli.run import Run
+    from minift.cli.run import Run, repeat_recipe
     from minift.core.heads import MaskedLanguageModel
     from minift.core.logprobs import IGNORE_INDEX
     from minift.methods.mlm import make_mlm_loss
     if options.recipe:
-        make_encoder(options.out, options.overwrite)
+        repeat_recipe(options, "pretrain_encoder")
         return
     if not options.model or not options.data:
         raise MiniftError("mlm needs --model DIR and --data FILE (or --recipe encoder, which begins from nothing)")
@@ -61,12 +61,3 @@ def masked(run, documents, fresh=True):
         batches, mask_id=tokenizer.special_id("<mask>"), special_ids=tokenizer.special.values(),
         vocab_size=tokenizer.vocab_size, seed=options.seed, probability=options.hidden,
         letters=letters_of(tokenizer) if options.whole_words else None, fresh=fresh)
-
-
-def make_encoder(out, overwrite):
-    """Repeat the recipe of data/encoder, from nothing but its seed."""
-    from minift.cli.folders import check_out
-    from minift.world import recipes
-    check_out(out, overwrite=overwrite)
-    manifest = recipes.pretrain_encoder(out)
-    print(f"the encoder of {manifest['n_parameters']:,} parameters is in {out}")

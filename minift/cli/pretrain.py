@@ -26,13 +26,13 @@ def run(options):
     # The imports stand here, so that --help answers without loading PyTorch.
     from minift.cli.encoders import encode_text
     from minift.cli.examples import load
-    from minift.cli.run import Run
+    from minift.cli.run import Run, repeat_recipe
     from minift.cli.sampling import continuation
     from minift.evaluation.metrics import perplexity
     from minift.methods.pretrain import make_pretrain_loss, replay
     from minift.text.batches import collate, token_windows
     if options.recipe:
-        make_base(options.out, options.overwrite)
+        repeat_recipe(options, "pretrain_base")
         return
     if not options.model or not options.data:
         raise MiniftError("pretrain needs --model DIR and --data FILE (or --recipe base, which begins from nothing)")
@@ -83,12 +83,3 @@ def read_old_text(patterns, tokenizer, data):
     data.files |= {path.as_posix(): sha256(path) for path in files}
     examples = [encode_text(row, Tally(), tokenizer) for row in read_rows(files, ("text",))]
     return [example for example in examples if example is not None]
-
-
-def make_base(out, overwrite):
-    """Repeat the recipe of data/base, from nothing but its seed."""
-    from minift.cli.folders import check_out
-    from minift.world import recipes
-    check_out(out, overwrite=overwrite)
-    manifest = recipes.pretrain_base(out)
-    print(f"the base model of {manifest['n_parameters']:,} parameters is in {out}")

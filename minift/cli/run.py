@@ -171,6 +171,15 @@ class Run:
         print(f"{best}; written to {self.out} in {self.record['seconds']} s")
 
 
+def repeat_recipe(options, name):
+    """Make a model of data/ anew, from nothing but its seed. name: of the function in world/recipes.py."""
+    # The recipes need the whole world, which other runs do not.
+    from minift.world import recipes
+    check_out(options.out, overwrite=options.overwrite)
+    manifest = getattr(recipes, name)(options.out)
+    print(f"the model of {manifest['n_parameters']:,} parameters is in {options.out}")
+
+
 def with_lora(model, rank):
     """The model with LoRA around its attention when there is a rank, and its score head, if any, trained besides."""
     if rank:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
+from minift.core.attention import KVCache
 from minift.core.decode import make_step
 from minift.core.logprobs import eval_mode
 from minift.core.settings import check_number, check_whole
-from minift.core.transformer import KVCache
 from minift.errors import MiniftError
 
 

@@ -13,11 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from minift.core.attention import Attention, KVCache, Sight, default_positions, rotary_angles, visible
+from minift.core.attention import Attention, Sight, default_positions, rotary_angles, visible
 from minift.core.settings import check_number, check_whole
 from minift.errors import MiniftError
-
-__all__ = ["MLP", "Block", "KVCache", "Transformer", "TransformerConfig"]
 
 CHOICES = {"norm": ("layernorm", "rmsnorm"), "positions": ("learned", "rotary"), "mlp": ("swiglu", "gelu", "gelu_tanh")}
 

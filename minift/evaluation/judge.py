@@ -3,7 +3,8 @@
 Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", sections 3.3 and 3.4: judges, people among
 them, favour the answer that stands first. So each pair is shown in both orders, and how often that mattered is told.
 A judge is a function (prompt, first, second) -> 1 if the first is better, 0 if the second is, 0.5 for a tie,
-None to skip. Left out: more than two models (ratings), a language model as the judge (any function will do).
+None to skip. Left out: more than two models (ratings), a language model as the judge (any function will do). People
+judge on the page of `label compare`.
 """
 
 import math
@@ -84,32 +85,3 @@ def score_judge(score, margin=0.0):
             raise MiniftError(f"the scores of {first!r:.40} and {second!r:.40} are not finite; mend the judge")
         return 0.5 if abs(difference) <= margin else float(difference > 0)
     return judge
-
-
-def person_judge(ask):
-    """A judge from ask(prompt, first, second) -> "first", "second", "tie" or "skip": a page, or ask_in_terminal."""
-    verdicts = {"first": 1, "second": 0, "tie": 0.5, "skip": None}
-
-    def judge(prompt, first, second):
-        choice = ask(prompt, first, second)
-        if choice not in verdicts:
-            raise MiniftError(f"the person's choice came as {choice!r}; expected one of {', '.join(verdicts)}")
-        return verdicts[choice]
-    return judge
-
-
-KEYS = {"1": "first", "2": "second", "=": "tie", "s": "skip"}
-
-
-def ask_in_terminal(prompt, first, second, read=input, write=print):
-    """Show two answers and read a key until it is one of 1, 2, = and s. Control characters of a text are not obeyed."""
-    turns = [prompt] if isinstance(prompt, str) else [f"{turn['role']}: {turn['content']}" for turn in prompt]
-    for title, text in (("prompt", "\n".join(turns)), ("1", first), ("2", second)):
-        write(f"[{title}] " + "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))
-    while True:
-        try:
-            key = read("better: 1, 2, = for a tie, s to skip: ").strip().lower()
-        except EOFError as error:
-            raise MiniftError("the input ended before every pair was judged") from error
-        if key in KEYS:
-            return KEYS[key]

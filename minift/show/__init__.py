@@ -23,12 +23,13 @@ from minift.show.pictures import (
     plain,
     reliability,
     save,
+    share_legend,
     visible,
 )
 
 __all__ = [
     "Source", "Tokens", "attention", "bars", "confusion", "curves", "draw_tokens", "figure", "reliability",
-    "save", "source", "visible"]
+    "save", "share_legend", "source", "visible"]
 
 # Learned tokens are bold green, others grey.
 ANSI = {True: "\x1b[1;32m", False: "\x1b[90m"}

@@ -51,6 +51,14 @@ def save(fig, path):
         sys.modules["matplotlib.pyplot"].close(fig)
 
 
+def share_legend(fig, axes, columns):
+    """One legend below all pictures, in place of one in each, where it would hide something."""
+    handles = axes[-1].get_legend_handles_labels()
+    for ax in axes:
+        ax.get_legend().remove()
+    fig.legend(*handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=3)
+
+
 def curves(ax, series, *, xlabel, ylabel, title=None, log=False):
     """One line for each label. series: {label: (x, y) or (x, y, low, high)}; low and high bound a band.
 

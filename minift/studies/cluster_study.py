@@ -186,6 +186,5 @@ def draw(path, results):
         axis.set_xticks(places, ["base" if n == "0" else n for n in numbers])
         axis.set_ylim(-0.03, 1.03)
         axis.lines[-1].set(color="black", linewidth=3, linestyle="-")
-        axis.get_legend().remove()
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, handlelength=3)
+    show.share_legend(fig, axes, columns=6)
     show.save(fig, path)

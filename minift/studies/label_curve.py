@@ -148,9 +148,7 @@ def draw(path, curve):
                 title=f"{name}, tested on {domain}")
             log_labels(axis, SIZES)
             axis.axhline(1 / len(LABELS[name]), color="#777777", linewidth=1, linestyle=":", label="chance")
-            # One for all pictures, where it hides nothing.
-            axis.get_legend().remove()
-    fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, handlelength=3)
+    show.share_legend(fig, list(axes.flat), columns=7)
     show.save(fig, path)
 
 

@@ -83,7 +83,8 @@ def dpo(tour):
     requests = story_requests(48, tour.seed, "dpo")
 
     def evaluate():
-        return on_requests(policy, sharp, tokenizer, requests, s.story_tokens, tour.seed)
+        _, gold, kl = write_stories(tour, policy, sharp, tokenizer, requests)
+        return {"gold": sum(gold) / len(gold), "kl": sum(kl) / len(kl)}
 
     start = {"step": 0, **evaluate()}
     steps = s.dpo_epochs * len(batches)
@@ -103,43 +104,37 @@ def dpo(tour):
         pictures=[tour.picture("dpo")])
 
 
-def on_requests(model, reference, tokenizer, requests, max_new_tokens, seed):
-    """Mean gold score and KL of the model's sampled stories."""
+def write_stories(tour, model, reference, tokenizer, requests):
+    """(answers, gold scores, KL to the reference) of the model's sampled stories, one for each request."""
     answers = sample_answers(
-        model, tokenizer, [prompt for prompt, _ in requests], max_new_tokens=max_new_tokens,
-        temperature=TEMPERATURE, batch_size=128, seed=seed)
+        model, tokenizer, [prompt for prompt, _ in requests], max_new_tokens=tour.settings.story_tokens,
+        temperature=TEMPERATURE, batch_size=128, seed=tour.seed)
     gold = story_scores([answer.text for answer in answers], [scene for _, scene in requests])
     kl = response_kl(make_reference(model, TEMPERATURE), reference, answers, tokenizer.pad_id)
-    return {"gold": sum(gold) / len(gold), "kl": sum(kl) / len(kl)}
+    return answers, gold, kl
 
 
 def compare(tour):
     """9. Base, SFT, PPO and DPO write for the same held-out requests."""
     s = tour.settings
     requests = story_requests(s.n_prompts, tour.seed, "test")
-    prompts, scenes = zip(*requests)
     sft, tokenizer = tour.load("sft")
     reference, found = make_reference(sft, TEMPERATURE), {}
     for name in ("base", "sft", "ppo", "dpo"):
-        model = tour.load(name)[0]
-        answers = sample_answers(
-            model, tokenizer, list(prompts), max_new_tokens=s.story_tokens,
-            temperature=TEMPERATURE, batch_size=128, seed=tour.seed)
-        gold = story_scores([answer.text for answer in answers], scenes)
-        kl = response_kl(make_reference(model, TEMPERATURE), reference, answers, tokenizer.pad_id)
+        answers, gold, kl = write_stories(tour, tour.load(name)[0], reference, tokenizer, requests)
         found[name] = {"gold": gold, "kl": sum(kl) / len(kl), "answers": answers}
     rows, measures = [], {}
     for name, one in found.items():
         low, high = bootstrap_interval(one["gold"], tour.seed)
-        rate, mean = win_rate(one["gold"], found["sft"]["gold"]), sum(one["gold"]) / len(prompts)
-        length = sum(len(answer.response_ids) for answer in one["answers"]) / len(prompts)
+        rate, mean = win_rate(one["gold"], found["sft"]["gold"]), sum(one["gold"]) / len(requests)
+        length = sum(len(answer.response_ids) for answer in one["answers"]) / len(requests)
         rows.append(
             {"model": name, "gold score": mean, "95 % from": low, "to": high, "KL to SFT (nats)": one["kl"],
              "wins against SFT": rate, "tokens": length,
-             "ends": sum(answer.ended for answer in one["answers"]) / len(prompts)})
+             "ends": sum(answer.ended for answer in one["answers"]) / len(requests)})
         measures |= {f"gold_{name}": mean, f"kl_{name}": one["kl"], f"win_rate_{name}": rate}
     draw.draw_comparison(tour, rows)
-    texts = [("request", prompts[0])] + [
+    texts = [("request", requests[0][0])] + [
         (f"{name} (gold {one['gold'][0]:.1f})", one["answers"][0].text) for name, one in found.items()]
     return Result(
         f"Against SFT, PPO wins {measures['win_rate_ppo']:.0%} at {measures['kl_ppo']:.1f} nats of KL and DPO "
