@@ -31,8 +31,9 @@ DOMAINS = ("stories", "letters")
 READ = SENTENCES["read"]
 # Role of a sentence of a letter -> its forms.
 LETTER = SENTENCES["letter"]
-# Fact that some texts only tell -> a statement of it, and its words.
+# A fact that only some texts tell -> the statement of it.
 STATEMENTS = SENTENCES["statement"]
+# The same facts -> the words that they can have.
 GROUPS = {
     "weather": words.WEATHER,
     "time": words.TIMES,

@@ -166,7 +166,7 @@ def worksheet(rng):
     story = tell(scene, rng)
     weights = [OFTEN.get(kind, 1) for kind in KINDS]
     drawn = rng.choices(tuple(KINDS), weights, k=6)
-    # First all exercises, then the words around them: the draws of committed corpora came in this order.
+    # All exercises are drawn before the words around them. Another order would draw another text from the seed.
     found = {}
     for kind in dict.fromkeys(drawn):
         pair = exercise(kind, scene, story, rng)
