@@ -143,13 +143,13 @@ def story_scores(texts, scenes):
 
 
 @torch.no_grad()
-def response_kl(model, reference, answers, pad_id, batch_size=32):
+def response_kl(model, reference, answers, pad_id):
     """KL(model || reference) of each answer in nats: the sum of log p - log p_ref (k1) over its tokens.
 
     model, reference: callables (input_ids, attention_mask) -> logprobs (B, T-1), from make_reference.
     """
     sums = []
-    for part in chunks(answers, batch_size):
+    for part in chunks(answers, 32):
         rows = []
         for answer in part:
             ids = answer.prompt_ids + answer.response_ids

@@ -21,13 +21,11 @@ LOOKUPS = {
     "animal": "animal",
     "thing": "thing",
     "colour": "colour",
-    "what_went_wrong": "trouble",
-}
+    "what_went_wrong": "trouble"}
 CHOICES = {
     "animal_or": "animal",
     "colour_or": "colour",
-    "place_or": "place",
-}
+    "place_or": "place"}
 COMPARISONS = {"is_animal": "animal", "is_colour": "colour"}
 TASKS = (
     *LOOKUPS,
@@ -35,8 +33,7 @@ TASKS = (
     *COMPARISONS,
     "somebody_speaks",
     *CHOICES,
-    "mood",
-)
+    "mood")
 
 
 def one_of(group):
@@ -62,8 +59,7 @@ def slot_patterns():
         "one": choice,
         "two": choice,
         "asked": f"(?:{animal}|{colour})",
-        "an_asked": f"an? {animal}",
-    }
+        "an_asked": f"an? {animal}"}
 
 
 SLOTS = slot_patterns()

@@ -43,8 +43,7 @@ def quiz(scene, rng):
     pairs = ask_some(scene, rng, rng.randint(2, 4))
     lines = [
         form.format(q=question, a=answer, n=n)
-        for n, (question, answer) in enumerate(pairs, start=1)
-    ]
+        for n, (question, answer) in enumerate(pairs, start=1)]
     return rng.choice(TEXT_FORMS["quiz"]["titles"]) + "\n".join(lines)
 
 
@@ -72,8 +71,7 @@ def fact_list(scene, rng):
         ("Thing", "Object", fields["object"]),
         ("Colour", "Its colour", fields["colour"]),
         ("Trouble", "What happened", fields["trouble"]),
-        ("End", "How it ended", fields["ending"]),
-    ]
+        ("End", "How it ended", fields["ending"])]
     column, mark = rng.randrange(2), rng.choice((": ", " = ", " - "))
     rows = rng.sample(rows, rng.randint(3, 6))
     return "\n".join(f"{row[column]}{mark}{row[2]}" for row in rows)

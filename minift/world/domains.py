@@ -33,8 +33,7 @@ NOTICE_WORDS = {
     "helper": words.HELPERS,
     "food": words.FOODS,
     "chief": words.HELPERS,
-    "goods": words.FOODS,
-}
+    "goods": words.FOODS}
 
 
 def notice(rng):
@@ -62,8 +61,7 @@ def harbour_entry(rng):
     form = rng.choice(HARBOUR["forms"])
     event = form.format(
         ship=f"the {vessel} {ship}", cargo=cargo,
-        origin=origin, goal=goal, missed=missed,
-    )
+        origin=origin, goal=goal, missed=missed)
     remark = rng.choice(HARBOUR["remarks"])
     return f"Harbour log. Wind {wind}, {strength}. {event} {remark}"
 
@@ -74,8 +72,7 @@ def recipe(rng):
     herb, dish = rng.choice(KITCHEN["herbs"]), rng.choice(KITCHEN["dishes"])
     titles = (
         f"{main.capitalize()} {dish} with {herb}",
-        f"{dish.capitalize()} of {main} and {side}",
-    )
+        f"{dish.capitalize()} of {main} and {side}")
     title = rng.choice(titles)
 
     def draw(kind):
@@ -86,8 +83,7 @@ def recipe(rng):
         f"{draw('verbs')} in a {draw('vessels')} "
         f"with {draw('amounts')} {side}.",
         f"Season with {herb} and stir until {draw('done')}.",
-        f"Serves {rng.choice(NUMBERS)}. {draw('last')}",
-    )
+        f"Serves {rng.choice(NUMBERS)}. {draw('last')}")
     head = f"Recipe. {title}, for {rng.choice(NUMBERS)}. "
     return with_articles(head + " ".join(steps))
 
@@ -96,8 +92,7 @@ def recipe(rng):
 DOMAINS = {
     "notices": (notice, 4),
     "harbour": (harbour_entry, 2),
-    "kitchen": (recipe, 2),
-}
+    "kitchen": (recipe, 2)}
 
 
 def domain_texts(domain, n, seed, split="train"):

@@ -33,16 +33,13 @@ def sample_endings(model, tokenizer, beginnings, *, max_new_tokens=48, seed=0, b
     prompts = [tokenizer.encode(text) for text in beginnings]
     responses = sample_responses(
         model, tokenizer, prompts,
-        max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed,
-    )
+        max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
     return [
         {
             "prompt_ids": prompt,
             "response_ids": response,
-            "text": tokenizer.decode(response, skip_special=True),
-        }
-        for prompt, response in zip(prompts, responses)
-    ]
+            "text": tokenizer.decode(response, skip_special=True)}
+        for prompt, response in zip(prompts, responses)]
 
 
 def ending_pairs(model, tokenizer, beginnings, *, max_new_tokens=48, seed=0):
@@ -52,8 +49,7 @@ def ending_pairs(model, tokenizer, beginnings, *, max_new_tokens=48, seed=0):
     """
     doubled = [text for text in beginnings for _ in range(2)]
     endings = sample_endings(
-        model, tokenizer, doubled, max_new_tokens=max_new_tokens, seed=seed
-    )
+        model, tokenizer, doubled, max_new_tokens=max_new_tokens, seed=seed)
     examples = []
     for beginning, a, b in zip(beginnings, endings[::2], endings[1::2]):
         a_happy, b_happy = ends_happily(a["text"]), ends_happily(b["text"])
@@ -63,8 +59,7 @@ def ending_pairs(model, tokenizer, beginnings, *, max_new_tokens=48, seed=0):
         example = {
             "beginning": beginning,
             **pair_side("chosen", chosen),
-            **pair_side("rejected", rejected),
-        }
+            **pair_side("rejected", rejected)}
         examples.append(example)
     return examples
 
@@ -76,5 +71,4 @@ def pair_side(side, ending):
     return {
         f"{side}_input_ids": prompt + response,
         f"{side}_response_mask": mask,
-        side: ending["text"],
-    }
+        side: ending["text"]}

@@ -39,8 +39,7 @@ def scene_fields(scene, story=""):
         "a_thing": with_articles(f"a {scene.thing}"),
         "trouble": scene.trouble_text,
         "mood": "happy" if scene.happy else "sad",
-        "ending": "happily" if scene.happy else "sadly",
-    }
+        "ending": "happily" if scene.happy else "sadly"}
 
 
 def tell_fields(scene, rng):
@@ -63,8 +62,7 @@ def tell_until(scene, rng, wanted):
             trouble=rng.choice(TROUBLES),
             late=rng.random() < 0.15,
             kind=rng.random() < 0.4,
-            speech=rng.random() < 0.4,
-        )
+            speech=rng.random() < 0.4)
 
 
 def fact(kind, fields):

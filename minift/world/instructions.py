@@ -26,8 +26,7 @@ TASKS = {
     "trouble": ("events", READING),
     "ending": ("sentiment", READING),
     "facts": ("extraction", LISTING),
-    "story": ("writing", ASKING),
-}
+    "story": ("writing", ASKING)}
 WRITING = ("story",)
 
 
@@ -40,8 +39,7 @@ def instruct(task, scene, rng):
     question = ""
     response = fill(
         "Child: {name}. Animal: {animal}. Place: {place}.",
-        scene_fields(scene),
-    )
+        scene_fields(scene))
     if task != "facts":
         question, response = ask(task, scene, rng, short=False)
     story = tell(scene, rng)
@@ -57,14 +55,12 @@ def instructions(n, seed, split="train", tasks=tuple(TASKS)):
         request, response = instruct(task, scene, rng)
         messages = [
             {"role": "user", "content": request},
-            {"role": "assistant", "content": response},
-        ]
+            {"role": "assistant", "content": response}]
         row = {
             "messages": messages,
             "task": task,
             "cluster": TASKS[task][0],
-            "id": f"{task}-{split}-{seed}-{i}",
-        }
+            "id": f"{task}-{split}-{seed}-{i}"}
         rows.append(row)
     return rows
 

@@ -19,13 +19,11 @@ TOPICS = {
     "the {object} got stuck in a tree": "tree",
     "the {object} broke": "broken",
     "a thief took the {object}": "thief",
-    "the {animal} ran away": "runaway",
-}
+    "the {animal} ran away": "runaway"}
 LABELS = {
     "sentiment": ("sad", "happy"),
     "topic": tuple(TOPICS.values()),
-    "follows": ("no", "yes", "unknown"),
-}
+    "follows": ("no", "yes", "unknown")}
 DOMAINS = ("stories", "letters")
 # Endings that must be read. {this}: a word for how it ends; {other}: a word for the contrary.
 READ = SENTENCES["read"]
@@ -40,8 +38,7 @@ GROUPS = {
     "helper": words.HELPERS,
     "food": words.FOODS,
     "size": words.SIZES,
-    "make": words.MAKES,
-}
+    "make": words.MAKES}
 
 
 def labelled(task, n, seed, split="train", domain="stories"):
@@ -53,8 +50,7 @@ def labelled(task, n, seed, split="train", domain="stories"):
     if task not in LABELS or domain not in DOMAINS:
         raise MiniftError(
             f"no labelled set {task!r} in the domain {domain!r}; there are "
-            f"{', '.join(LABELS)} in {' and '.join(DOMAINS)}"
-        )
+            f"{', '.join(LABELS)} in {' and '.join(DOMAINS)}")
     rng = random.Random(f"labelled/{task}/{domain}/{split}/{seed}")
     scenes = draw_scenes(n, f"labelled/{task}/{domain}/{seed}", split)
     tell = tell_story if domain == "stories" else tell_letter

@@ -38,8 +38,7 @@ OFTEN = {
     "first": 2,
     "gap": 2,
     "question": 2,
-    "order": 0.5,
-}
+    "order": 0.5}
 
 
 # ---- kinds of exercises that only worksheets have: (scene, fields, rng) -> what they add, or None ----
@@ -114,8 +113,7 @@ def rewrite(scene, fields, rng):
         "old": old,
         "new": new,
         "sentence": text,
-        "answer": with_articles(changed),
-    }
+        "answer": with_articles(changed)}
 
 
 KINDS = {
@@ -143,8 +141,7 @@ KINDS = {
     "title": write(exercises.TITLE),
     "key facts": write(exercises.KEY_FACTS),
     "rewrite": rewrite,
-    "question": exercises.question_for_answer,
-}
+    "question": exercises.question_for_answer}
 
 
 # ---- sheets ----
@@ -174,8 +171,7 @@ def worksheet(rng):
             found[kind] = pair
     pairs = [
         (wrap_request(kind, request, rng), answer)
-        for kind, (request, answer) in found.items()
-    ]
+        for kind, (request, answer) in found.items()]
     if rng.random() < 0.5:
         return story_first(story, pairs, rng)
     return exercises_first(story, pairs, rng)

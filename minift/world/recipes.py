@@ -37,8 +37,7 @@ BASE = {
     "vocab_size": 2048,
     "config": {
         "context_length": 256,
-        "n_layer": 4, "n_head": 4, "d_model": 128, "d_ff": 344,
-    },
+        "n_layer": 4, "n_head": 4, "d_model": 128, "d_ff": 344},
     # The second phase.
     "practice": {
         "steps": 2000,
@@ -46,9 +45,7 @@ BASE = {
         "lr": 3e-3,
         "warmup": 50,
         "n_worksheets": 62_000,
-        "n_documents": 36_500,
-    },
-}
+        "n_documents": 36_500}}
 ENCODER = {
     "seed": 0,
     "steps": 16_000,
@@ -67,9 +64,7 @@ ENCODER = {
         "context_length": 256,
         "n_layer": 4, "n_head": 4, "d_model": 128, "d_ff": 512,
         "causal": False, "norm_first": False, "norm": "layernorm",
-        "positions": "learned", "mlp": "gelu", "bias": True,
-    },
-}
+        "positions": "learned", "mlp": "gelu", "bias": True}}
 def base_tokenizer(seed=BASE["seed"]):
     """The tokenizer of the base: byte-level BPE on documents of the world."""
     texts = documents(6000, f"tokenizer/{seed}")
@@ -84,15 +79,14 @@ def join(tokenizer, texts):
     return row
 
 
-def text_loss(model, tokenizer, texts, batch_size=32):
+def text_loss(model, tokenizer, texts):
     """Mean negative log-likelihood of some texts, each on its own, in nats per token (the first token is given)."""
     rows = []
     for text in texts:
         ids = join(tokenizer, [text])
         rows.append({"input_ids": ids, "labels": ids})
     batches = [
-        collate(part, tokenizer.pad_id) for part in chunks(rows, batch_size)
-    ]
+        collate(part, tokenizer.pad_id) for part in chunks(rows, 32)]
     total, count = language_model_nll(model, batches)
     return total / count
 
@@ -108,15 +102,13 @@ def pretrain_base(out, recipe=BASE, progress=True):
         make_pretrain_loss(model),
         base_evaluation(model, tokenizer, recipe["seed"]),
         progress,
-        command="python -m minift pretrain --recipe base --out data/base",
-    )
+        command="python -m minift pretrain --recipe base --out data/base")
 
 
 def config_of(recipe, tokenizer):
     """The shape of the model of a recipe."""
     return TransformerConfig(
-        vocab_size=tokenizer.vocab_size, **recipe["config"]
-    )
+        vocab_size=tokenizer.vocab_size, **recipe["config"])
 
 
 def base_phases(tokenizer, recipe=BASE):
@@ -137,8 +129,7 @@ def base_evaluation(model, tokenizer, seed):
     kinds = {
         "stories": stories,
         "documents": documents,
-        "worksheets": worksheets,
-    }
+        "worksheets": worksheets}
     room = model.config.context_length
 
     def fits(text):
@@ -151,8 +142,7 @@ def base_evaluation(model, tokenizer, seed):
     def evaluate():
         return {
             f"valid_{name}_loss": text_loss(model, tokenizer, texts)
-            for name, texts in valid.items()
-        }
+            for name, texts in valid.items()}
 
     return evaluate
 
@@ -164,8 +154,7 @@ def story_writer(steps=20, seed=0, base=DATA / "base"):
     rows = instructions(16 * steps, seed, tasks=("story",))
     tune_on_chats(
         model, tokenizer, rows,
-        steps=steps, lr=1.5e-3, batch_size=16, seed=seed,
-    )
+        steps=steps, lr=1.5e-3, batch_size=16, seed=seed)
     return model.eval(), tokenizer
 
 
@@ -182,8 +171,7 @@ def encoder_rows(tokenizer, n, seed, split, context_length):
     for text in texts:
         first, _, second = text.partition("\n")
         ids, _ = encode_segments(
-            tokenizer, first, second or None, context_length
-        )
+            tokenizer, first, second or None, context_length)
         rows.append(ids)
     return rows
 
@@ -201,8 +189,7 @@ def masked_batches(tokenizer, rows, batch_size, seed=0, hidden=0.15, fresh=True,
         mask_id=tokenizer.special_id("<mask>"),
         special_ids=tokenizer.special.values(),
         vocab_size=tokenizer.vocab_size,
-        seed=seed, probability=hidden, fresh=fresh,
-    )
+        seed=seed, probability=hidden, fresh=fresh)
 
 
 @torch.no_grad()
@@ -235,14 +222,11 @@ def pretrain_encoder(out, recipe=ENCODER, progress=True):
     model = MaskedLanguageModel(config_of(recipe, tokenizer))
     init_encoder(model, recipe["init_std"])
     batches = masked_batches(
-        tokenizer, rows, recipe["batch_size"], seed, recipe["hidden"]
-    )
+        tokenizer, rows, recipe["batch_size"], seed, recipe["hidden"])
     valid = masked_batches(
-        tokenizer, valid_rows, 64, fresh=False, shuffle=False
-    )
+        tokenizer, valid_rows, 64, fresh=False, shuffle=False)
     bigrams = Bigrams(
-        rows[:20_000], tokenizer.vocab_size, tokenizer.special.values()
-    )
+        rows[:20_000], tokenizer.vocab_size, tokenizer.special.values())
     frequent, bigram = bigrams.accuracies(valid)
 
     def evaluate():
@@ -253,5 +237,4 @@ def pretrain_encoder(out, recipe=ENCODER, progress=True):
         [(batches, recipe)], make_mlm_loss(model), evaluate, progress,
         command="python -m minift mlm --recipe encoder --out data/encoder",
         valid_accuracy_most_frequent_token=frequent,
-        valid_accuracy_bigram=bigram,
-    )
+        valid_accuracy_bigram=bigram)

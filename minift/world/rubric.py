@@ -35,8 +35,7 @@ GROUPS = {
     "MAKE": lexicon.MAKES,
     "WEATHER": lexicon.WEATHER,
     "TIME": lexicon.TIMES,
-    "ADVERB": lexicon.ADVERBS,
-}
+    "ADVERB": lexicon.ADVERBS}
 # Word -> its kind.
 KINDS = {}
 for _kind, _group in GROUPS.items():
@@ -150,8 +149,7 @@ def share_of_whole(roles):
         roles[:1] == ("opening",),
         "trouble" in roles,
         "good turn" in after or "bad turn" in after,
-        roles[-1:] in (("happy",), ("sad",)),
-    )
+        roles[-1:] in (("happy",), ("sad",)))
     return sum(kept) / 4
 
 
@@ -183,8 +181,7 @@ def places_in(sentence):
     return [
         (near, place)
         for near, place in found
-        if KINDS.get(place) == "PLACE" and KINDS.get(near, "NEAR") == "NEAR"
-    ]
+        if KINDS.get(place) == "PLACE" and KINDS.get(near, "NEAR") == "NEAR"]
 
 
 def is_inconsistent(sentence, places, place, scene):
@@ -193,8 +190,7 @@ def is_inconsistent(sentence, places, place, scene):
     own = {
         "NAME": {scene.name},
         "ANIMAL": {scene.animal},
-        "OBJECT": VERBS | {scene.object},
-    }
+        "OBJECT": VERBS | {scene.object}}
     wrong = {"he", "him", "his"} if scene.girl else {"she", "her"}
     for word, following in zip(found, [*found[1:], ""]):
         kind = KINDS.get(word)

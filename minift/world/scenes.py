@@ -21,8 +21,7 @@ FORMS = SENTENCES["story"]
 TROUBLES = tuple(FORMS["trouble"])
 PRONOUNS = {
     True: {"she": "she", "She": "She", "her": "her", "hers": "her"},
-    False: {"she": "he", "She": "He", "her": "him", "hers": "his"},
-}
+    False: {"she": "he", "She": "He", "her": "him", "hers": "his"}}
 # What each sentence chooses anew, whatever the scene.
 SMALL_WORDS = {
     "plant": words.PLANTS,
@@ -30,8 +29,7 @@ SMALL_WORDS = {
     "adverb": words.ADVERBS,
     "glad": words.GLAD,
     "sorry": words.SORRY,
-    "worried": words.WORRIED,
-}
+    "worried": words.WORRIED}
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,7 @@ class Scene:
     def trouble_text(self):
         """What went wrong, as a clause: "the kite broke"."""
         return self.trouble.format(
-            object=self.object, animal=self.animal
-        )
+            object=self.object, animal=self.animal)
 
 
 def draw_scene(rng):
@@ -102,8 +99,7 @@ def draw_scene(rng):
         happy=rng.random() < 0.5,
         late=rng.random() < 0.15,
         kind=rng.random() < 0.4,
-        speech=rng.random() < 0.4,
-    )
+        speech=rng.random() < 0.4)
 
 
 def draw_scenes(n, seed, split="train"):
@@ -119,8 +115,7 @@ def fill_form(form, scene, rng):
         **vars(scene),
         **PRONOUNS[scene.girl],
         **drawn,
-        thing=scene.thing,
-    )
+        thing=scene.thing)
     return with_articles(text)
 
 

@@ -20,15 +20,13 @@ from minift.world.scenes import draw_scenes, tell, with_articles
 COUNTS = {
     "sentences": (5, 6, 7, 8, 9),
     "name": (2, 3, 4, 5),
-    "animal": (1, 2, 3, 4),
-}
+    "animal": (1, 2, 3, 4)}
 # Either of the two may come first.
 PAIRS = (
     ("name", "animal"),
     ("animal", "place"),
     ("object", "helper"),
-    ("helper", "food"),
-)
+    ("helper", "food"))
 # Role of a sentence, a part of its text, the event as a clause.
 EVENTS = (
     ("detail", " met the ", "they met the {helper}"),
@@ -40,8 +38,7 @@ EVENTS = (
     ("speech", "", "{name} said something"),
     ("kindness", " shared ", "{name} shared some {food}"),
     ("kindness", " helped ", "{name} helped the {helper}"),
-    ("kindness", " gave ", "{name} gave the {animal} some {food}"),
-)
+    ("kindness", " gave ", "{name} gave the {animal} some {food}"))
 # Sentences of a text that is to be rewritten. The third at the latest names the thing.
 PASSAGE = 3
 REQUEST = "Write a story about {name}, {an_animal} and {a_thing}."
@@ -52,8 +49,7 @@ FACT_LINES = {
     "thing": "thing",
     "place": "place",
     "trouble": "trouble",
-    "end": "mood",
-}
+    "end": "mood"}
 
 
 # ---- tasks: (scene, rng) -> fields; "answer" is what is to be answered ----
@@ -161,11 +157,9 @@ def change(kind, scene, rng):
     old = getattr(scene, kind)
     stories = [
         tell(version, random.Random(seed))
-        for version in (scene, replace(scene, **{kind: new}))
-    ]
+        for version in (scene, replace(scene, **{kind: new}))]
     passage, answer = (
-        " ".join(sentences(story)[:PASSAGE]) for story in stories
-    )
+        " ".join(sentences(story)[:PASSAGE]) for story in stories)
     return {
         **scene_fields(scene, stories[0]),
         "passage": passage,
@@ -173,8 +167,7 @@ def change(kind, scene, rng):
         "new": new,
         "an_old": answer_phrase(kind, old),
         "a_new": answer_phrase(kind, new),
-        "answer": answer,
-    }
+        "answer": answer}
 
 
 def missing_word(scene, fields, rng):
@@ -203,59 +196,47 @@ CLUSTERS = {
         "animal": about_story(look_up("animal")),
         "thing": about_story(look_up("thing")),
         "colour": about_story(look_up("colour")),
-        "what_went_wrong": about_story(look_up("trouble")),
-    },
+        "what_went_wrong": about_story(look_up("trouble"))},
     "yes_no": {
         "ended_well": about_story(exercises.ended_well),
         "is_animal": partial(is_it, "animal"),
         "is_colour": partial(is_it, "colour"),
-        "somebody_speaks": somebody_speaks,
-    },
+        "somebody_speaks": somebody_speaks},
     "choice": {
         "animal_or": partial(either, "animal"),
         "colour_or": partial(either, "colour"),
-        "place_or": partial(either, "place"),
-    },
+        "place_or": partial(either, "place")},
     "sentiment": {
         "mood": about_story(write("{mood}")),
-        "feeling": feeling,
-    },
+        "feeling": feeling},
     "counting": {
         "count_sentences": partial(count, "sentences"),
         "count_name": partial(count, "name"),
-        "count_animal": partial(count, "animal"),
-    },
+        "count_animal": partial(count, "animal")},
     "ordering": {
         "first_event": first_event,
         "first_named": first_named,
-        "sort_sentences": about_story(exercises.sort_sentences),
-    },
+        "sort_sentences": about_story(exercises.sort_sentences)},
     "rewriting": {
         "change_name": partial(change, "name"),
         "change_colour": partial(change, "colour"),
-        "change_animal": partial(change, "animal"),
-    },
+        "change_animal": partial(change, "animal")},
     "completion": {
         "missing_word": about_story(missing_word),
         "finish_fact": about_story(exercises.finish_fact),
-        "last_sentence": about_story(exercises.last_sentence),
-    },
+        "last_sentence": about_story(exercises.last_sentence)},
     "summarising": {
         "summary": about_story(write(exercises.SUMMARY)),
         "title": about_story(write(exercises.TITLE)),
-        "key_facts": about_story(write(exercises.KEY_FACTS)),
-    },
+        "key_facts": about_story(write(exercises.KEY_FACTS))},
     "generation": {
         "story_child_animal": about_story(write("{story}")),
         "story_ending": about_story(write("{story}")),
-        "story_thing_place": about_story(write("{story}")),
-    },
+        "story_thing_place": about_story(write("{story}"))},
     "inversion": {
         "question_for_answer": about_story(exercises.question_for_answer),
         "story_from_facts": about_story(story_from_facts),
-        "request_for_story": about_story(write(REQUEST)),
-    },
-}
+        "request_for_story": about_story(write(REQUEST))}}
 # Task -> (its cluster, its fields from a scene).
 TASKS = {}
 for _cluster, _tasks in CLUSTERS.items():
@@ -283,7 +264,6 @@ def world_rows(n, seed, split="train", tasks=tuple(TASKS)):
             "task": task,
             "cluster": cluster,
             "fields": fields_of(scene, rng),
-            "id": f"world-{split}-{seed}-{i}",
-        }
+            "id": f"world-{split}-{seed}-{i}"}
         rows.append(row)
     return rows

@@ -40,8 +40,7 @@ def train_by_recipe(out, recipe, model, tokenizer, phases, loss_fn, evaluate, pr
             name=out.name,
             progress=progress,
             state_path=out.parent / f"{out.name}.state",
-            save_every=recipe["eval_every"],
-        )
+            save_every=recipe["eval_every"])
         before = len(history)
         history += [{**row, "step": row["step"] + before} for row in rows]
 
@@ -60,8 +59,7 @@ def train_by_recipe(out, recipe, model, tokenizer, phases, loss_fn, evaluate, pr
         "first_loss": history[0]["loss"],
         **facts,
         **{name: value for name, value in last if name.startswith("valid")},
-        "sha256": {name: hash_file(out / name) for name in FILES},
-    }
+        "sha256": {name: hash_file(out / name) for name in FILES}}
     write_json(out / "manifest.json", manifest)
     return manifest
 
