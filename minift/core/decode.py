@@ -27,7 +27,8 @@ def make_step(body, length):
     E, H, K = config.d_head, config.n_head, config.n_kv_head
     if learned is None:
         places = torch.arange(length, device=body.embed.weight.device)[:, None]
-        cos, sin = rotary_angles(places, E, config.rope_theta, body.embed.weight.dtype, config.rope_scaling)
+        cos, sin = rotary_angles(
+            places, E, config.rope_theta, body.embed.weight.dtype, config.rope_scaling)
         sin[..., :E // 2].neg_()    # (length, 1, 1, E): with it, rotate is one roll
 
     def step(token, mask, cache):
@@ -69,7 +70,8 @@ def direct_block(block):
     def run(x, rest):
         if mlp.kind == "swiglu":
             return down(F.silu(gate(x)) * up(x), rest)
-        return down(F.gelu(up(x), approximate="tanh" if mlp.kind == "gelu_tanh" else "none"), rest)
+        return down(
+            F.gelu(up(x), approximate="tanh" if mlp.kind == "gelu_tanh" else "none"), rest)
     qkv_proj = together(attn.q_proj, attn.k_proj, attn.v_proj)
     return direct(block.attn_norm), qkv_proj, added(attn.o_proj), direct(block.mlp_norm), run
 

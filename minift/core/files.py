@@ -118,7 +118,8 @@ def write_tensors(path, tensors, metadata):
     metadata = json.loads(json.dumps(metadata))
     header = {"format": "minift-tensors", "version": VERSION, "sha256": digest(tensors, metadata), "metadata": metadata}
     # "format": "pt" is what transformers looks for
-    write_bytes(path, safetensors.torch.save(tensors, metadata={"format": "pt", "minift": json.dumps(header)}))
+    write_bytes(
+        path, safetensors.torch.save(tensors, metadata={"format": "pt", "minift": json.dumps(header)}))
 
 
 def read_tensors(path, foreign=False):
@@ -146,5 +147,6 @@ def read_tensors(path, foreign=False):
             f"{path} has format version {header.get('version')}, this minift reads version {VERSION}; "
             "update minift")
     if digest(tensors, header.get("metadata")) != header.get("sha256"):
-        raise MiniftError(f"{path} is corrupted: its contents do not match their checksum; restore it from a copy")
+        raise MiniftError(
+            f"{path} is corrupted: its contents do not match their checksum; restore it from a copy")
     return tensors, header["metadata"]

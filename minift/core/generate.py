@@ -42,7 +42,8 @@ def left_pad(prompts, pad_id, device=None):
     gaps = [longest - len(prompt) for prompt in prompts]
     input_ids = [[pad_id] * gap + list(prompt) for gap, prompt in zip(gaps, prompts)]
     real = [[False] * gap + [True] * len(prompt) for gap, prompt in zip(gaps, prompts)]
-    return torch.tensor(input_ids, dtype=torch.long, device=device), torch.tensor(real, dtype=torch.bool, device=device)
+    return torch.tensor(input_ids, dtype=torch.long, device=device), torch.tensor(
+        real, dtype=torch.bool, device=device)
 
 
 @torch.no_grad()
@@ -68,7 +69,8 @@ def generate(
         logprobs=torch.cat([torch.zeros(input_ids[:, 1:].shape, device=input_ids.device), *logprobs], dim=1))
 
 
-def stream(model, input_ids, *, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_id=None, generator=None):
+def stream(
+        model, input_ids, *, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_id=None, generator=None):
     """Yield the ids (int) written behind one prompt, (T,) or (1, T), as they come; eos_id, if written, is the last.
 
     Read it to the end, or close() it: the model is in eval mode meanwhile.
@@ -77,21 +79,25 @@ def stream(model, input_ids, *, max_new_tokens, temperature=1.0, top_k=None, top
     # Bad settings are refused now, not at the first token.
     check(model.config, prompt, None, max_new_tokens, temperature, top_k, top_p)
     if len(prompt) != 1:
-        raise MiniftError(f"stream writes behind one prompt, but got {len(prompt)}; use generate for a batch")
+        raise MiniftError(
+            f"stream writes behind one prompt, but got {len(prompt)}; use generate for a batch")
     # Faster than no_grad; safe because no tensor leaves this function.
     fast = torch.inference_mode()(steps)
-    written = fast(model, prompt, None, max_new_tokens, temperature, top_k, top_p, eos_id, generator)
+    written = fast(
+        model, prompt, None, max_new_tokens, temperature, top_k, top_p, eos_id, generator)
     return (token.item() for token, _, _ in written)
 
 
 @torch.no_grad()
-def steps(model, input_ids, attention_mask, max_new_tokens, temperature, top_k, top_p, eos_id, generator):
+def steps(
+        model, input_ids, attention_mask, max_new_tokens, temperature, top_k, top_p, eos_id, generator):
     """Yield for each step token (B,), logprob (B,), alive (B,) bool: rows that had not finished before this token.
 
     The prompts go through the body once; then each step feeds the newest token, and the cache holds all else. The head
     sees the last position only.
     """
-    mask = check(model.config, input_ids, attention_mask, max_new_tokens, temperature, top_k, top_p)
+    mask = check(
+        model.config, input_ids, attention_mask, max_new_tokens, temperature, top_k, top_p)
     B, T = input_ids.shape
     weight = model.body.embed.weight
     cache = KVCache(model.config, B, T + max_new_tokens, weight.device, weight.dtype)
@@ -105,7 +111,8 @@ def steps(model, input_ids, attention_mask, max_new_tokens, temperature, top_k, 
         for end in range(T, T + max_new_tokens):
             seen = None if mask is None else mask[:, :end]
             hidden = model.body(token, seen, cache=cache) if end == T else step(token, seen, cache)
-            token, logprob = sample(model.head(hidden[:, -1]), temperature, top_k, top_p, generator)
+            token, logprob = sample(
+                model.head(hidden[:, -1]), temperature, top_k, top_p, generator)
             yield token, logprob, alive
             if eos_id is not None:
                 alive = alive & (token != eos_id)
@@ -120,7 +127,8 @@ def sample(logits, temperature, top_k, top_p, generator):
     logprobs = (logits / temperature if temperature else logits).log_softmax(-1)    # (B, V)
     # log_softmax spreads a NaN or an infinity over its whole row.
     if logprobs[:, 0].isnan().any():
-        raise MiniftError("the model's logits are not finite; its weights or the training that made them are broken")
+        raise MiniftError(
+            "the model's logits are not finite; its weights or the training that made them are broken")
     if temperature == 0:
         token = logprobs.argmax(-1)
     else:
@@ -159,7 +167,8 @@ def keep_likely(logprobs, top_k, top_p):
 def check(config, input_ids, attention_mask, max_new_tokens, temperature, top_k, top_p):
     """Refuse settings that cannot work before any is tried; returns the mask as bool, or None if nothing is padded."""
     if input_ids.dim() != 2 or input_ids.numel() == 0:
-        raise MiniftError(f"prompts must be ids of shape (B, T) with B, T >= 1; got shape {tuple(input_ids.shape)}")
+        raise MiniftError(
+            f"prompts must be ids of shape (B, T) with B, T >= 1; got shape {tuple(input_ids.shape)}")
     check_whole("max_new_tokens", max_new_tokens, least=0)
     check_number("temperature", temperature, least=0)
     if top_k is not None:
@@ -174,7 +183,8 @@ def check(config, input_ids, attention_mask, max_new_tokens, temperature, top_k,
         return None
     mask = attention_mask.bool()
     if mask.shape != input_ids.shape:
-        raise MiniftError(f"attention_mask has shape {tuple(mask.shape)}; expected {tuple(input_ids.shape)}")
+        raise MiniftError(
+            f"attention_mask has shape {tuple(mask.shape)}; expected {tuple(input_ids.shape)}")
     if not mask[:, -1].all():
         row = int((~mask[:, -1]).nonzero()[0])
         raise MiniftError(f"row {row} ends with padding; prompts must be padded on the left")

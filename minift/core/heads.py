@@ -29,7 +29,8 @@ class LanguageModel(nn.Module):
         else:
             init_weights(self.head)
 
-    def forward(self, input_ids, attention_mask=None, position_ids=None, segment_ids=None, cache=None):
+    def forward(
+            self, input_ids, attention_mask=None, position_ids=None, segment_ids=None, cache=None):
         """The body's arguments -> logits (B, T, V); logits[:, t] scores the token at t + 1."""
         return self.head(self.body(input_ids, attention_mask, position_ids, segment_ids, cache))
 
@@ -40,7 +41,8 @@ class MaskedLanguageModel(nn.Module):
     def __init__(self, config):
         super().__init__()
         if config.causal:
-            raise MiniftError("a masked language model reads in both directions: its config needs causal=False")
+            raise MiniftError(
+                "a masked language model reads in both directions: its config needs causal=False")
         self.config = config
         self.body = Transformer(config)
         self.head = MaskedHead(config, self.body.embed)
@@ -81,7 +83,8 @@ class Encoder(nn.Module):
 
     def vectors(self, input_ids, attention_mask=None):
         """(B, D) the mean of the hidden states of all real tokens, at length 1: their product is the cosine."""
-        return F.normalize(pool(self(input_ids, attention_mask), attention_mask, "mean"), dim=-1)
+        return F.normalize(
+            pool(self(input_ids, attention_mask), attention_mask, "mean"), dim=-1)
 
 
 class SequenceClassifier(nn.Module):
@@ -94,8 +97,10 @@ class SequenceClassifier(nn.Module):
 
     def __init__(self, body, n_label, pooling="mean", labels=None):
         super().__init__()
-        if n_label < 2 or (labels is not None and not len(set(labels)) == len(labels) == n_label):
-            raise MiniftError(f"a classifier needs at least 2 different labels; got n_label {n_label}, labels {labels}")
+        if n_label < 2 or (
+                labels is not None and not len(set(labels)) == len(labels) == n_label):
+            raise MiniftError(
+                f"a classifier needs at least 2 different labels; got n_label {n_label}, labels {labels}")
         if pooling not in POOLINGS:
             raise MiniftError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}")
         self.config, self.body, self.pooling = body.config, body, pooling
@@ -185,4 +190,5 @@ def check_rows(mask):
     """MiniftError for a row of nothing but padding."""
     if not mask.any(-1).all():
         row = int((~mask.any(-1)).nonzero()[0])
-        raise MiniftError(f"row {row} holds only padding, there is no token to read; drop the row")
+        raise MiniftError(
+            f"row {row} holds only padding, there is no token to read; drop the row")

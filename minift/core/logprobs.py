@@ -27,11 +27,13 @@ def token_logprobs(logits, input_ids):
 def pick(logits, targets):
     """log_softmax(logits) at the targets, in at least float32: (..., V), (...) -> (...)."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    flat = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1).long(), reduction="none")
+    flat = F.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), targets.reshape(-1).long(), reduction="none")
     return -flat.view(targets.shape)
 
 
-def response_logprobs(hidden, head, input_ids, response_mask, temperature=1.0, chunk_logits=CHUNK_LOGITS):
+def response_logprobs(
+        hidden, head, input_ids, response_mask, temperature=1.0, chunk_logits=CHUNK_LOGITS):
     """token_logprobs(head(hidden) / temperature, input_ids) at response tokens, 0 elsewhere, the vocabulary only there.
 
     hidden: (B, T, D). head: any module (N, D) -> (N, V). response_mask: (B, T), or already cut to (B, T - 1).
@@ -59,7 +61,8 @@ def response_logprobs(hidden, head, input_ids, response_mask, temperature=1.0, c
             [checkpoint(chunk_logprobs, s, t, use_reentrant=False)
              for s, t in zip(states.split(rows), targets.split(rows))])
     else:
-        picked = torch.cat([chunk_logprobs(s, t) for s, t in zip(states.split(rows), targets.split(rows))])
+        picked = torch.cat(
+            [chunk_logprobs(s, t) for s, t in zip(states.split(rows), targets.split(rows))])
     return picked.new_zeros(mask.shape).masked_scatter(mask, picked)    # (B, T - 1)
 
 
@@ -138,7 +141,8 @@ def masked_whiten(x, mask, keep_mean=False):
     Fewer than two elements have no variance: x comes back unchanged, with a warning.
     """
     if mask.sum() < 2:
-        warnings.warn("whitening needs at least two elements; the values stay as they are", stacklevel=2)
+        warnings.warn(
+            "whitening needs at least two elements; the values stay as they are", stacklevel=2)
         return x
     # Values outside the mask reach nothing.
     x = torch.where(mask.bool(), x, torch.zeros_like(x))
@@ -171,7 +175,8 @@ def make_reference(model, temperature=1.0):
     def reference(input_ids, attention_mask=None):
         with eval_mode(model):
             hidden = model.body(input_ids, attention_mask)    # (B, T, D)
-            return response_logprobs(hidden, model.head, input_ids, torch.ones_like(input_ids), temperature)
+            return response_logprobs(
+                hidden, model.head, input_ids, torch.ones_like(input_ids), temperature)
 
     reference.model = model
     return reference

@@ -21,7 +21,8 @@ def resize_vocabulary(model, vocab_size):
     """
     old = model.config.vocab_size
     if vocab_size < old:
-        raise MiniftError(f"the vocabulary of {old} tokens cannot shrink to {vocab_size}; old rows must stay")
+        raise MiniftError(
+            f"the vocabulary of {old} tokens cannot shrink to {vocab_size}; old rows must stay")
     if vocab_size == old:
         return model
     grown = {}

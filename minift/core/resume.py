@@ -62,10 +62,12 @@ class TrainingState:
         Raises MiniftError when there is no such file, or when it belongs to a model with other trainable parameters.
         """
         if path is None or not Path(path).is_file():
-            raise MiniftError(f"there is no training state at {path} to resume from; leave out resume to start anew")
+            raise MiniftError(
+                f"there is no training state at {path} to resume from; leave out resume to start anew")
         tensors, saved = read_tensors(path)
         if saved.get("kind") != FORMAT:
-            raise MiniftError(f"{path} is not a training state; resume from the file that train wrote to state_path")
+            raise MiniftError(
+                f"{path} is not a training state; resume from the file that train wrote to state_path")
         self._check(path, tensors, saved)
         with torch.no_grad():
             for name, parameter in self.parameters().items():
@@ -78,7 +80,8 @@ class TrainingState:
     def _check(self, path, tensors, saved):
         mine = {f"model.{name}": p.shape for name, p in self.parameters().items()}
         theirs = {name: t.shape for name, t in tensors.items() if name.startswith("model.")}
-        differing = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+        differing = sorted(
+            name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
         if differing:
             name = differing[0]
             raise MiniftError(
@@ -104,7 +107,8 @@ class TrainingState:
             if label.startswith("optimizer."):
                 _, key, name = label.split(".", 2)
                 moments.setdefault(numbers[name], {})[key] = tensor
-        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.optimizer.load_state_dict(
+            {"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def _fast_forward(self, n_batches, first_epoch):
         """Start the data again from the run's first epoch and pass over the batches that were used."""
@@ -157,7 +161,8 @@ def endless(batches):
 def move_batch(batch, device):
     """The same dict with its tensors on `device`."""
     if not isinstance(batch, dict):
-        raise MiniftError(f"a batch must be a dict of tensors (input_ids, labels, ...); got {type(batch).__name__}")
+        raise MiniftError(
+            f"a batch must be a dict of tensors (input_ids, labels, ...); got {type(batch).__name__}")
     return {name: x.to(device, non_blocking=True) if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
 
 

@@ -40,7 +40,8 @@ class Run:
             # Rows that were written after the last save are dropped: those steps are taken again.
             rows = [json.dumps(row) + "\n" for row in state.history]
             write_text(metrics_path, "".join(rows))
-        self.bar = tqdm(total=steps, initial=state.step, desc=name, disable=not progress, mininterval=0.5)
+        self.bar = tqdm(
+            total=steps, initial=state.step, desc=name, disable=not progress, mininterval=0.5)
         self.ctrl_c = CtrlC()
 
     def __enter__(self):
@@ -56,7 +57,8 @@ class Run:
         while self.state.step < self.steps:
             yield self.state.step + 1
             if self.stopping:
-                raise KeyboardInterrupt(f"stopped after {self.unit} {self.state.step} of {self.steps}")
+                raise KeyboardInterrupt(
+                    f"stopped after {self.unit} {self.state.step} of {self.steps}")
 
     def is_due(self, step, every):
         """Whether something that happens every `every` steps (0: never) and after the last step happens now."""

@@ -35,13 +35,15 @@ def make_optimizer(model, *, lr, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8):
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
-        raise MiniftError("nothing to train: every parameter has requires_grad=False; unfreeze some, or add LoRA")
+        raise MiniftError(
+            "nothing to train: every parameter has requires_grad=False; unfreeze some, or add LoRA")
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0}]
     # One kernel for the whole update.
     fused = all(p.device.type in ("cpu", "cuda") for p in trainable)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=fused)
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=fused)
 
 
 def reduce_gradients(optimizer, n_tokens, clip):
@@ -60,7 +62,8 @@ def reduce_gradients(optimizer, n_tokens, clip):
     largest = math.inf if clip is None else clip
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, largest))
     if not math.isfinite(norm):
-        raise MiniftError(f"the gradient norm is {norm}; no step was taken, the weights are unchanged; {REMEDY}")
+        raise MiniftError(
+            f"the gradient norm is {norm}; no step was taken, the weights are unchanged; {REMEDY}")
     return norm
 
 
@@ -73,7 +76,8 @@ class WeightedMeans:
     def add(self, metrics, weight):
         for name, value in metrics.items():
             value = value.detach() if isinstance(value, torch.Tensor) else value
-            if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+            if isinstance(value, (int, float)) or (
+                    isinstance(value, torch.Tensor) and value.numel() == 1):
                 self.sums[name] = self.sums.get(name, 0.0) + float(value) * weight
                 self.weights[name] = self.weights.get(name, 0) + weight
 
@@ -84,15 +88,18 @@ class WeightedMeans:
 def count_tokens(metrics):
     """metrics["n_tokens"], the number of items that a loss is the mean of; MiniftError when it is not there."""
     if not isinstance(metrics, dict) or "n_tokens" not in metrics:
-        raise MiniftError('loss_fn must return (loss, metrics) with metrics["n_tokens"], the number of items averaged')
+        raise MiniftError(
+            'loss_fn must return (loss, metrics) with metrics["n_tokens"], the number of items averaged')
     return int(metrics["n_tokens"])
 
 
 def check_loss(loss):
     """MiniftError unless the loss is one finite number that depends on a trainable parameter."""
     if loss.numel() != 1:
-        raise MiniftError(f"the loss has shape {tuple(loss.shape)}; expected one number, the mean over n_tokens items")
+        raise MiniftError(
+            f"the loss has shape {tuple(loss.shape)}; expected one number, the mean over n_tokens items")
     if not loss.requires_grad:
         raise MiniftError(NO_GRADIENT)
     if not torch.isfinite(loss):
-        raise MiniftError(f"the loss is {loss.item()}; no step was taken, the weights are unchanged; {REMEDY}")
+        raise MiniftError(
+            f"the loss is {loss.item()}; no step was taken, the weights are unchanged; {REMEDY}")

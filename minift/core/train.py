@@ -93,7 +93,8 @@ def train(model, batches, loss_fn, config=None, *, evaluate=None, on_best=None, 
     config = make_config(config, settings)
     device = place_model(model, config)
     loss_fn = in_dtype(loss_fn, config.dtype, device)
-    optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
+    optimizer = make_optimizer(
+        model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
     state = TrainingState(model, optimizer, batches, device, recorded_settings(config))
     run = Run(
         state, config.steps, name=config.name, state_path=config.state_path, save_every=config.save_every,
@@ -153,7 +154,8 @@ def make_config(config, settings):
     known = {field.name for field in fields(TrainConfig)}
     unknown = sorted(settings.keys() - known)
     if unknown:
-        raise MiniftError(f"train has no setting {unknown[0]!r}; the settings are {', '.join(sorted(known))}")
+        raise MiniftError(
+            f"train has no setting {unknown[0]!r}; the settings are {', '.join(sorted(known))}")
     if config is not None:
         return replace(config, **settings)
     missing = [name for name in ("steps", "lr") if name not in settings]
@@ -180,7 +182,8 @@ def place_model(model, config):
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     if config.dtype == "bfloat16" and device.type != "cuda":
-        raise MiniftError(f"bfloat16 is slower than float32 on {device.type}: use dtype='float32', or a CUDA device")
+        raise MiniftError(
+            f"bfloat16 is slower than float32 on {device.type}: use dtype='float32', or a CUDA device")
     return device
 
 
@@ -198,7 +201,8 @@ def add_evaluation(row, state, evaluate, on_best):
     with eval_mode(state.model), torch.no_grad():
         result = evaluate()
     if not isinstance(result, dict):
-        raise MiniftError(f'evaluate() must return a dict such as {{"valid_loss": 1.2}}; got {type(result).__name__}')
+        raise MiniftError(
+            f'evaluate() must return a dict such as {{"valid_loss": 1.2}}; got {type(result).__name__}')
     for name, value in result.items():
         row[name] = value.item() if hasattr(value, "item") else value
     set_random_state(random, state.device)
@@ -229,7 +233,8 @@ def check_learned(history):
     """Count the steps without a token to learn in a warning. MiniftError when no step had one."""
     n_skipped = sum(row.get("skipped", False) for row in history)
     if n_skipped == len(history):
-        raise MiniftError("nothing was learned: no batch held a single token to learn (every label is -100)")
+        raise MiniftError(
+            "nothing was learned: no batch held a single token to learn (every label is -100)")
     if n_skipped:
         warnings.warn(
             f"{n_skipped} of {len(history)} steps were skipped: their batches held no token to learn",

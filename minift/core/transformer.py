@@ -66,20 +66,26 @@ class TransformerConfig:
         if self.rope_scaling is not None:
             object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))
             if len(self.rope_scaling) != 4 or not 0 < self.rope_scaling[1] < self.rope_scaling[2]:
-                raise MiniftError(f"rope_scaling is {self.rope_scaling}; expected (factor, low, high, context)")
-        for name in ("vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff", "n_kv_head"):
+                raise MiniftError(
+                    f"rope_scaling is {self.rope_scaling}; expected (factor, low, high, context)")
+        for name in (
+                "vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff", "n_kv_head"):
             check_whole(name, getattr(self, name), least=1)
         for name in ("norm_eps", "rope_theta"):
             check_number(name, getattr(self, name), above=0)
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise MiniftError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+                raise MiniftError(
+                    f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
         if self.d_model % self.n_head:
-            raise MiniftError(f"d_model {self.d_model} is not a multiple of n_head {self.n_head}; change one")
+            raise MiniftError(
+                f"d_model {self.d_model} is not a multiple of n_head {self.n_head}; change one")
         if self.n_head % self.n_kv_head:
-            raise MiniftError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}; change one")
+            raise MiniftError(
+                f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}; change one")
         if self.positions == "rotary" and self.d_head % 2:
-            raise MiniftError(f"rotary positions need an even head width; d_model / n_head is {self.d_head}")
+            raise MiniftError(
+                f"rotary positions need an even head width; d_model / n_head is {self.d_head}")
         if not 0 <= self.dropout < 1:
             raise MiniftError(f"dropout is {self.dropout}; expected 0 <= dropout < 1")
 
@@ -103,7 +109,8 @@ class MLP(nn.Module):
     def forward(self, x):
         if self.kind == "swiglu":
             return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))    # (B, T, F) inside
-        return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh" if self.kind == "gelu_tanh" else "none"))
+        return self.down_proj(
+            F.gelu(self.up_proj(x), approximate="tanh" if self.kind == "gelu_tanh" else "none"))
 
 
 def make_norm(config):
@@ -152,7 +159,8 @@ class Transformer(nn.Module):
             for projection in (block.attn.o_proj, block.mlp.down_proj):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * config.n_layer))
 
-    def forward(self, input_ids, attention_mask=None, position_ids=None, segment_ids=None, cache=None):
+    def forward(
+            self, input_ids, attention_mask=None, position_ids=None, segment_ids=None, cache=None):
         """Hidden states (B, T, D) of input_ids (B, T).
 
         attention_mask: (B, T) bool, True at real tokens; with a cache (B, cached + T). position_ids: (B, T), by default
@@ -176,7 +184,8 @@ class Transformer(nn.Module):
             # No mask to build or to read: fast.
             sight = Sight(None, self.config.causal and past == 0, angles)
         else:
-            sight = Sight(visible(T, S, self.config.causal, attention_mask, segment_ids, device), False, angles)
+            sight = Sight(
+                visible(T, S, self.config.causal, attention_mask, segment_ids, device), False, angles)
         x = x if self.config.norm_first else self.norm(x)
         x = F.dropout(x, self.config.dropout, self.training)
         again = self.checkpointing and torch.is_grad_enabled() and cache is None
@@ -198,16 +207,19 @@ class Transformer(nn.Module):
             if cache.keys.shape[3] < room:
                 room, limit = cache.keys.shape[3], "cache"
             if segment_ids is not None or not self.config.causal:
-                raise MiniftError("a cache needs a causal body and one sample a row; leave out cache or segment_ids")
+                raise MiniftError(
+                    "a cache needs a causal body and one sample a row; leave out cache or segment_ids")
         (B, T), S = input_ids.shape, past + input_ids.shape[1]
         if S > room:
-            raise MiniftError(f"length {S} is beyond the {limit} of {room} tokens; shorten or split the input")
+            raise MiniftError(
+                f"length {S} is beyond the {limit} of {room} tokens; shorten or split the input")
         for name, given, shapes in (
                 ("attention_mask", attention_mask, [(B, S)]),
                 ("segment_ids", segment_ids, [(B, T)]),
                 ("position_ids", position_ids, [(B, T), (1, T)])):
             if given is not None and given.shape not in shapes:
-                raise MiniftError(f"{name} has shape {tuple(given.shape)}; expected {shapes[0]}")
+                raise MiniftError(
+                    f"{name} has shape {tuple(given.shape)}; expected {shapes[0]}")
         check_range(input_ids, self.config.vocab_size, "token id", "the vocabulary")
         if position_ids is not None and self.positions is not None:
             check_range(position_ids, self.config.context_length, "position", "the context")
@@ -221,7 +233,8 @@ def check_range(ids, size, what, whose):
     low, high = torch.aminmax(ids)
     if low < 0 or high >= size:
         row, column = ((ids < 0) | (ids >= size)).nonzero()[0].tolist()
-        raise MiniftError(f"{what} {ids[row, column].item()} at row {row}, column {column}; {whose} has {size}")
+        raise MiniftError(
+            f"{what} {ids[row, column].item()} at row {row}, column {column}; {whose} has {size}")
 
 
 def init_weights(module):

@@ -18,7 +18,8 @@ from minift.text.segments import collate_labelled
 
 def labelled_batches(examples, pad_id, batch_size=64, seed=0, shuffle=False):
     """Batches of labelled examples (from encode_labelled)."""
-    return Batches(examples, batch_size, lambda part: collate_labelled(part, pad_id), seed, shuffle)
+    return Batches(
+        examples, batch_size, lambda part: collate_labelled(part, pad_id), seed, shuffle)
 
 
 @torch.no_grad()
@@ -65,7 +66,8 @@ def random_encoder(model, train_batches, batches, seed=0):
     """Accuracy of the same head on an encoder of the same shape with fresh random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = SequenceClassifier(Transformer(model.config), model.head.out_features, model.pooling)
+        fresh = SequenceClassifier(
+            Transformer(model.config), model.head.out_features, model.pooling)
     fresh.to(next(model.parameters()).device)
     return probe_accuracy(freeze(fresh), train_batches, batches, seed)
 

@@ -37,8 +37,10 @@ def clusters_of_tasks(tasks):
     found = {}
     for number, (task, clusters) in enumerate(pairs, start=1):
         names = [clusters] if isinstance(clusters, str) else list(clusters or ())
-        if not isinstance(task, str) or not names or not all(isinstance(name, str) and name for name in names):
-            raise MiniftError(f"entry {number}: the task is {task!r} and its cluster {clusters!r}; give each a name")
+        if not isinstance(task, str) or not names or not all(
+                isinstance(name, str) and name for name in names):
+            raise MiniftError(
+                f"entry {number}: the task is {task!r} and its cluster {clusters!r}; give each a name")
         found.setdefault(task, set()).update(names)
     return found
 
@@ -51,7 +53,8 @@ def leave_one_cluster_out(tasks):
     """
     clusters = clusters_of_tasks(tasks)
     items = [(task, task) for task in tasks] if isinstance(tasks, Mapping) else [(row["task"], row) for row in tasks]
-    ids = Counter(row["id"] for _, row in items if isinstance(row, dict) and row.get("id") is not None)
+    ids = Counter(
+        row["id"] for _, row in items if isinstance(row, dict) and row.get("id") is not None)
     if ids and max(ids.values()) > 1:
         raise MiniftError(f"two rows have the id {max(ids, key=ids.get)!r}; give each its own")
     names = sorted(set().union(*clusters.values()))
@@ -60,7 +63,8 @@ def leave_one_cluster_out(tasks):
             name, [item for task, item in items if name not in clusters[task]],
             [item for task, item in items if clusters[task] == {name}]) for name in names]
     if len(folds) < 2 or not all(fold.train and fold.test for fold in folds):
-        sizes = ", ".join(f"{fold.cluster} {len(fold.train)}/{len(fold.test)}" for fold in folds)
+        sizes = ", ".join(
+            f"{fold.cluster} {len(fold.train)}/{len(fold.test)}" for fold in folds)
         raise MiniftError(
             "leaving one cluster out needs at least two clusters, each with a task that is in no other; "
             f"got, to tune on / to assess: {sizes}")
@@ -72,9 +76,11 @@ def few_clusters(fold, n, seed=0):
     clusters = clusters_of_tasks(fold.train)
     names = sorted(set().union(*clusters.values()))
     if not 1 <= n <= len(names):
-        raise MiniftError(f"{n} training clusters were asked for; there are {len(names)}: {', '.join(names)}")
+        raise MiniftError(
+            f"{n} training clusters were asked for; there are {len(names)}: {', '.join(names)}")
     kept = set(random.Random(f"{fold.cluster}/{seed}").sample(names, len(names))[:n])
-    return Fold(fold.cluster, [row for row in fold.train if clusters[row["task"]] <= kept], fold.test)
+    return Fold(
+        fold.cluster, [row for row in fold.train if clusters[row["task"]] <= kept], fold.test)
 
 
 def check_leaks(train_rows, test_rows):
@@ -122,7 +128,8 @@ def run_folds(folds, make_model, tune, assess, state_path=None, *, seed=0, progr
         check_leaks(fold.train, fold.test)
     hashes = {fold.cluster: digest({}, repr([fold.train, fold.test])) for fold in folds}
     if len(hashes) < len(folds):
-        raise MiniftError(f"two of the {len(folds)} folds withhold the same cluster; run them one after another")
+        raise MiniftError(
+            f"two of the {len(folds)} folds withhold the same cluster; run them one after another")
     state = open_state(state_path, hashes)
     for fold in tqdm(folds, desc="clusters", disable=not progress):
         if fold.cluster in state["folds"]:
@@ -150,7 +157,8 @@ def open_state(path, hashes):
         raise MiniftError(f"{path} is not the state of a run over folds; choose another file")
     for name in hashes.keys() & state["folds"].keys():
         if state["folds"][name]["rows"] != hashes[name]:
-            raise MiniftError(f"{path} holds the fold {name!r} of other rows; delete the file to start anew")
+            raise MiniftError(
+                f"{path} holds the fold {name!r} of other rows; delete the file to start anew")
     return state
 
 
@@ -163,7 +171,8 @@ def macro_micro(scores):
         list(value.values()) if isinstance(value, Mapping) else [value] if isinstance(value, int | float)
         else list(value) for value in scores.values()]
     if not lists or not all(lists):
-        raise MiniftError(f"an average needs at least one score in each cluster; got {scores!r:.80}")
+        raise MiniftError(
+            f"an average needs at least one score in each cluster; got {scores!r:.80}")
     return {
         "macro": math.fsum(math.fsum(values) / len(values) for values in lists) / len(lists),
         "micro": math.fsum(sum(lists, [])) / sum(map(len, lists))}
@@ -176,7 +185,8 @@ def over_seeds(runs):
     too narrow); one seed has none. They say how far a seed moves a score, and nothing about other clusters.
     """
     if not runs or any(run.keys() != runs[0].keys() for run in runs):
-        raise MiniftError("an average over seeds needs at least one run, and the same clusters in all of them")
+        raise MiniftError(
+            "an average over seeds needs at least one run, and the same clusters in all of them")
     rows = [{**{name: macro_micro({name: run[name]})["micro"] for name in run}, **macro_micro(run)} for run in runs]
     n, found = len(runs), {}
     for name, values in ((name, [row[name] for row in rows]) for name in rows[0]):
@@ -197,7 +207,8 @@ def rank_classification(model, prompt_ids, options, per_token=True):
     """
     prompt, lengths = list(prompt_ids), [len(option) for option in options]
     if not prompt or 0 in lengths or not lengths:
-        raise MiniftError(f"ranking needs a prompt and options of at least one token; got {len(prompt)} and {lengths}")
+        raise MiniftError(
+            f"ranking needs a prompt and options of at least one token; got {len(prompt)} and {lengths}")
     device = next(model.parameters()).device
     rows = [prompt + list(option) + [0] * (max(lengths) - len(option)) for option in options]
     input_ids, ends = torch.tensor(rows, device=device), len(prompt) + torch.tensor(lengths, device=device)[:, None]

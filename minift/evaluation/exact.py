@@ -21,7 +21,8 @@ from minift.errors import MiniftError
 def all_answers(vocab_size=8, length=4):
     """Every answer once, the last token changing fastest: (vocab_size ** length, length)."""
     if vocab_size ** length > 2 ** 22:
-        raise MiniftError(f"{vocab_size} ** {length} answers are too many to enumerate; keep them below 4 million")
+        raise MiniftError(
+            f"{vocab_size} ** {length} answers are too many to enumerate; keep them below 4 million")
     ids = torch.arange(vocab_size)
     return torch.cartesian_prod(*[ids] * length).reshape(-1, length)
 

@@ -82,6 +82,7 @@ def score_judge(score, margin=0.0):
     def judge(prompt, first, second):
         difference = score(prompt, first) - score(prompt, second)
         if not math.isfinite(difference):
-            raise MiniftError(f"the scores of {first!r:.40} and {second!r:.40} are not finite; mend the judge")
+            raise MiniftError(
+                f"the scores of {first!r:.40} and {second!r:.40} are not finite; mend the judge")
         return 0.5 if abs(difference) <= margin else float(difference > 0)
     return judge

@@ -78,7 +78,8 @@ def accuracy(predictions, references):
 def exact_match(predictions, references):
     """The share of texts that equal their reference; white space at both ends is nothing, case counts."""
     predictions, references = paired(predictions, references)
-    return accuracy([text.strip() for text in predictions], [text.strip() for text in references])
+    return accuracy(
+        [text.strip() for text in predictions], [text.strip() for text in references])
 
 
 def confusion_matrix(predictions, references, labels=None):
@@ -89,7 +90,8 @@ def confusion_matrix(predictions, references, labels=None):
     counts = torch.zeros(len(labels), len(labels), dtype=torch.long)
     for predicted, right in zip(predictions, references, strict=True):
         if predicted not in place or right not in place:
-            raise MiniftError(f"label {right if predicted in place else predicted!r} is not one of {labels}")
+            raise MiniftError(
+                f"label {right if predicted in place else predicted!r} is not one of {labels}")
         counts[place[right], place[predicted]] += 1
     return counts
 
@@ -138,7 +140,8 @@ def common_subsequence(a, b):
 
 def distinct_n(texts, n):
     """Different n-grams of words / all n-grams: 1 when nothing is said twice, near 0 when a model repeats itself."""
-    grams = Counter(tuple(ws[i:i + n]) for ws in map(words, texts) for i in range(len(ws) - n + 1))
+    grams = Counter(
+        tuple(ws[i:i + n]) for ws in map(words, texts) for i in range(len(ws) - n + 1))
     return len(grams) / grams.total() if grams else 0.0
 
 
@@ -161,7 +164,8 @@ def expected_calibration_error(confidences, correct, n_bins=10):
     """sum over bins of (share of the predictions in it) * |accuracy - mean confidence|."""
     curve = reliability_curve(confidences, correct, n_bins)
     n = sum(point["count"] for point in curve)
-    return sum(point["count"] / n * abs(point["accuracy"] - point["confidence"]) for point in curve)
+    return sum(
+        point["count"] / n * abs(point["accuracy"] - point["confidence"]) for point in curve)
 
 
 def bootstrap_interval(values, seed=0, level=0.95, n=2000):
@@ -172,7 +176,8 @@ def bootstrap_interval(values, seed=0, level=0.95, n=2000):
             f"a bootstrap needs finite values, at least one, and 0 < level < 1; got {len(values)} values "
             f"and level {level}")
     generator = torch.Generator().manual_seed(seed)
-    resamples = (torch.randint(len(values), (len(values),), generator=generator) for _ in range(n))
+    resamples = (
+        torch.randint(len(values), (len(values),), generator=generator) for _ in range(n))
     means = torch.stack([values[resample].mean() for resample in resamples])
     low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
     return low, high

@@ -24,11 +24,13 @@ def classification_loss(logits, labels):
     Raises MiniftError, with row and label, for a label out of range or one that is no whole number.
     """
     if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise MiniftError(f"labels must be whole numbers (torch.long), got {labels.dtype}; number the classes from 0")
+        raise MiniftError(
+            f"labels must be whole numbers (torch.long), got {labels.dtype}; number the classes from 0")
     wrong = ((labels < 0) | (labels >= logits.shape[-1])).nonzero()
     if len(wrong):
         row = int(wrong[0])
-        raise MiniftError(f"label {int(labels[row])} in row {row}; the classes are 0..{logits.shape[-1] - 1}")
+        raise MiniftError(
+            f"label {int(labels[row])} in row {row}; the classes are 0..{logits.shape[-1] - 1}")
     return F.cross_entropy(logits, labels.long())
 
 
@@ -128,7 +130,8 @@ def train_probe(model, batches, **settings):
     return model
 
 
-def train_classifier(model, batches, regime="probe", *, steps=200, lr=5e-4, probe=None, **settings):
+def train_classifier(
+        model, batches, regime="probe", *, steps=200, lr=5e-4, probe=None, **settings):
     """Train a SequenceClassifier by one of three regimes; returns the history of the training of all parameters.
 
     regime: "probe" (frozen body), "full" (all parameters), "probe-then-full" (the head first, on the frozen body, then
@@ -142,4 +145,5 @@ def train_classifier(model, batches, regime="probe", *, steps=200, lr=5e-4, prob
     if regime == "probe":
         return []
     unfreeze(model)
-    return train(model, batches, make_classification_loss(model), steps=steps, lr=lr, **settings)
+    return train(
+        model, batches, make_classification_loss(model), steps=steps, lr=lr, **settings)

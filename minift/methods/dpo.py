@@ -15,7 +15,8 @@ from minift.errors import MiniftError
 from minift.text.batches import chunks, pad
 
 
-def dpo_loss(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, beta, label_smoothing=0.0):
+def dpo_loss(
+        chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, beta, label_smoothing=0.0):
     """-log sigmoid(beta * (chosen log-ratio - rejected log-ratio)), the mean over pairs: log 2 at the reference.
 
     *_logprobs: (B,), nats, SUMMED over each response, its EOS included (TRL: *_logps). beta: the price of KL, > 0.
@@ -24,7 +25,8 @@ def dpo_loss(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_reject
     """
     check_number("beta", beta, above=0)
     if isinstance(label_smoothing, (int, float)) and not 0 <= label_smoothing < 0.5:
-        raise MiniftError(f"label_smoothing is {label_smoothing}; expected a chance of at least 0 and below 0.5")
+        raise MiniftError(
+            f"label_smoothing is {label_smoothing}; expected a chance of at least 0 and below 0.5")
     chosen_rewards = beta * (chosen_logprobs - ref_chosen_logprobs)          # (B,), eq. 5 without its constant
     rejected_rewards = beta * (rejected_logprobs - ref_rejected_logprobs)    # (B,)
     margin = chosen_rewards - rejected_rewards
@@ -32,7 +34,8 @@ def dpo_loss(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_reject
     return loss.mean(), _metrics(chosen_rewards, rejected_rewards)
 
 
-def ipo_loss(chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, beta):
+def ipo_loss(
+        chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, beta):
     """(chosen log-ratio - rejected log-ratio - 1 / (2 beta)) ** 2, the mean over pairs: a margin to reach and keep.
 
     *_logprobs: (B,), nats, SUMMED over each response as in the paper (newer TRL passes means per token). beta: > 0, the
@@ -93,7 +96,8 @@ def kto_loss(
 def kto_kl(logprobs, ref_logprobs):
     """max(0, mean log-ratio) of MISMATCHED answers, each after another row's prompt; (B,) sums; no gradient."""
     if len(logprobs) < 2:
-        raise MiniftError("a KTO batch needs two rows or more: with one, the mismatched answer is the answer itself")
+        raise MiniftError(
+            "a KTO batch needs two rows or more: with one, the mismatched answer is the answer itself")
     return (logprobs - ref_logprobs).mean().clamp(min=0).detach()
 
 
@@ -136,7 +140,8 @@ def make_dpo_loss(model, beta, label_smoothing=0.0, loss=dpo_loss):
 
     def loss_fn(batch):
         if "ref_chosen_logprobs" not in batch:
-            raise MiniftError("the batch has no ref_chosen_logprobs; call add_reference_logprobs on the examples first")
+            raise MiniftError(
+                "the batch has no ref_chosen_logprobs; call add_reference_logprobs on the examples first")
         chosen, rejected, _ = _pair_logprobs(model, batch)
         references = batch["ref_chosen_logprobs"], batch["ref_rejected_logprobs"]
         value, metrics = loss(chosen, rejected, *references, beta, **options)

@@ -56,7 +56,8 @@ class LoRALinear(nn.Module):
 
     def forward(self, x):
         if not self.enabled:
-            return F.linear(x, self.original if self.merged else self.linear.weight, self.linear.bias)
+            return F.linear(
+                x, self.original if self.merged else self.linear.weight, self.linear.bias)
         if self.merged:
             if self.training and torch.is_grad_enabled():
                 raise MiniftError(
@@ -85,10 +86,12 @@ class LoRALinear(nn.Module):
 
 def check_settings(linear, rank, alpha, dropout):
     if not isinstance(linear, nn.Linear):
-        raise MiniftError(f"LoRA goes around an nn.Linear, not around a {type(linear).__name__}")
+        raise MiniftError(
+            f"LoRA goes around an nn.Linear, not around a {type(linear).__name__}")
     largest = min(linear.in_features, linear.out_features)
     if not 1 <= rank <= largest:
-        raise MiniftError(f"rank is {rank}; a {linear.out_features} x {linear.in_features} weight takes 1 to {largest}")
+        raise MiniftError(
+            f"rank is {rank}; a {linear.out_features} x {linear.in_features} weight takes 1 to {largest}")
     check_number("alpha", alpha, above=0)
     check_number("dropout", dropout, least=0, most=1)
 
@@ -104,7 +107,8 @@ def add_lora(model, rank, alpha, targets=ATTENTION, dropout=0.0):
     its weight is tied to another, or the model has LoRA already.
     """
     if find_lora(model):
-        raise MiniftError("the model has LoRA already; train on, or start again from the base model")
+        raise MiniftError(
+            "the model has LoRA already; train on, or start again from the base model")
     layers = find_targets(model, (targets,) if isinstance(targets, str) else tuple(targets))
     for linear in layers.values():
         check_settings(linear, rank, alpha, dropout)
@@ -123,7 +127,8 @@ def find_targets(model, targets):
         if not any(_ends_with(name, target) for name in linears):
             nearest = difflib.get_close_matches(target, names, n=1)
             hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-            raise MiniftError(f"no linear layer is called {target!r}{hint}; the model has {', '.join(names)}")
+            raise MiniftError(
+                f"no linear layer is called {target!r}{hint}; the model has {', '.join(names)}")
     layers = {name: linear for name, linear in linears.items() if any(_ends_with(name, target) for target in targets)}
     owners = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
     for name, linear in layers.items():
@@ -160,7 +165,8 @@ def merge_lora(model):
     layers = lora_layers(model)
     for name, layer in layers.items():
         if not torch.isfinite(layer.delta()).all():
-            raise MiniftError(f"{name} has a LoRA with NaN or infinity, so nothing was merged; load an earlier adapter")
+            raise MiniftError(
+                f"{name} has a LoRA with NaN or infinity, so nothing was merged; load an earlier adapter")
     for layer in layers.values():
         layer.merge()
 

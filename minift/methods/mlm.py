@@ -16,7 +16,8 @@ from minift.text.batches import Epochs
 MASKED, RANDOM = 0.8, 0.1
 
 
-def mask_tokens(input_ids, special_mask, *, mask_id, vocab_size, generator=None, probability=0.15, word_ids=None):
+def mask_tokens(
+        input_ids, special_mask, *, mask_id, vocab_size, generator=None, probability=0.15, word_ids=None):
     """Select tokens at random and hide them; returns (masked_ids, labels), new tensors (B, T).
 
     special_mask: (B, T) bool, True at tokens that are never selected ([CLS], [SEP], padding). labels: the original id
@@ -24,7 +25,8 @@ def mask_tokens(input_ids, special_mask, *, mask_id, vocab_size, generator=None,
     special_mask. word_ids: (B, T), tokens of a row with one number are one word and selected together; from word_ids().
     """
     if not 0 < probability < 1:
-        raise MiniftError(f"probability is {probability}; expected the share of tokens to hide, above 0 and below 1")
+        raise MiniftError(
+            f"probability is {probability}; expected the share of tokens to hide, above 0 and below 1")
 
     def uniform():
         return torch.rand(input_ids.shape, generator=generator).to(input_ids.device)
@@ -40,11 +42,13 @@ def mask_tokens(input_ids, special_mask, *, mask_id, vocab_size, generator=None,
     ordinary[mask_id] = False
     ordinary = ordinary.nonzero().squeeze(1)
     if len(ordinary) == 0:
-        raise MiniftError("every id of the vocabulary is special, there is none to put in at random")
+        raise MiniftError(
+            "every id of the vocabulary is special, there is none to put in at random")
     random_ids = ordinary[(uniform() * len(ordinary)).long().clamp(max=len(ordinary) - 1)]
     fate = uniform()
     masked_ids = torch.where(selected & (fate < MASKED), mask_id, input_ids)
-    masked_ids = torch.where(selected & (fate >= MASKED) & (fate < MASKED + RANDOM), random_ids, masked_ids)
+    masked_ids = torch.where(
+        selected & (fate >= MASKED) & (fate < MASKED + RANDOM), random_ids, masked_ids)
     return masked_ids, labels
 
 
@@ -62,7 +66,8 @@ def letters_of(tokenizer):
     """Two (V,) bool: does a token's first byte, and its last, belong to a letter? Special tokens have none."""
     first, last = (torch.zeros(tokenizer.vocab_size, dtype=torch.bool) for _ in range(2))
     for token, i in tokenizer.ranks.items():
-        first[i], last[i] = (byte >= 128 or chr(byte).isalpha() for byte in (token[0], token[-1]))
+        first[i], last[i] = (
+            byte >= 128 or chr(byte).isalpha() for byte in (token[0], token[-1]))
     return first, last
 
 
@@ -115,5 +120,6 @@ class Masked(Epochs):
         if "attention_mask" in batch:
             special = special | ~batch["attention_mask"].bool()
         words = None if self.letters is None else word_ids(ids, self.letters)
-        masked_ids, labels = mask_tokens(ids, special, generator=generator, word_ids=words, **self.settings)
+        masked_ids, labels = mask_tokens(
+            ids, special, generator=generator, word_ids=words, **self.settings)
         return {**batch, "input_ids": masked_ids, "labels": labels}

@@ -24,7 +24,8 @@ def token_rewards(scores, logprobs, ref_logprobs, response_mask, beta):
     mask = response_mask.bool()
     empty = (~mask.any(1)).nonzero().flatten().tolist()
     if empty:
-        raise MiniftError(f"the response of row {empty[0]} is empty, so its score has no place; drop the row")
+        raise MiniftError(
+            f"the response of row {empty[0]} is empty, so its score has no place; drop the row")
     kl = torch.where(mask, logprobs - ref_logprobs, 0.0)                                       # (B, T-1)
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1, keepdim=True)    # (B, 1)
     return (-beta * kl).scatter_add(1, last, scores.to(kl.dtype).unsqueeze(1))                 # (B, T-1)
@@ -82,7 +83,8 @@ def value_loss(values, old_values, returns, response_mask, value_clip_range=0.2)
     All (B, T-1); only values carry a gradient. old_values: the rollout's. value_clip_range: how near; None: no limit.
     """
     mask = response_mask.bool()
-    values, old_values, returns = (torch.where(mask, x, 0.0) for x in (values, old_values.detach(), returns.detach()))
+    values, old_values, returns = (
+        torch.where(mask, x, 0.0) for x in (values, old_values.detach(), returns.detach()))
     squares = (values - returns).square()    # (B, T-1)
     if value_clip_range is not None:
         check_number("value_clip_range", value_clip_range, above=0)

@@ -87,7 +87,8 @@ def train_ppo(
     """
     _refuse_settings(policy, reference, value_model, prompts, iterations, batch_size)
     models, device = nn.ModuleList([policy, value_model]), next(policy.parameters()).device
-    optimizer = make_optimizer(models, lr=config.lr, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-5)
+    optimizer = make_optimizer(
+        models, lr=config.lr, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-5)
     settings = {**asdict(config), "iterations": iterations, "batch_size": batch_size, "seed": seed}
     state = TrainingState(models, optimizer, (), device, settings)
     run = Run(
@@ -156,7 +157,8 @@ def ppo_iteration(
     for _ in range(config.epochs):
         for rows in torch.randperm(len(prompts), generator=shuffle).split(config.minibatch_size):
             minibatch = {name: x[rows.to(device)] for name, x in rollout.items()}
-            loss_fn = partial(ppo_loss, policy, value_model, config=config, untouched=not updates)
+            loss_fn = partial(
+                ppo_loss, policy, value_model, config=config, untouched=not updates)
             updates.append(take_step(optimizer, [minibatch], loss_fn, lr=lr, clip=config.clip))
             if check_reference and len(updates) == 1:
                 _refuse_moving(reference, input_ids, attention_mask, ref_logprobs)
@@ -178,12 +180,14 @@ def ppo_loss(policy, value_model, batch, config, untouched=False):
     hidden = policy.body(input_ids, attention_mask)                                             # (B, T, D)
     logprobs = lp.response_logprobs(hidden, policy.head, input_ids, mask, config.temperature)   # (B, T-1)
     values = value_model(input_ids, attention_mask)[:, :-1]                                     # (B, T-1)
-    loss, metrics = policy_loss(logprobs, batch["old_logprobs"], batch["advantages"], mask, config.clip_range)
+    loss, metrics = policy_loss(
+        logprobs, batch["old_logprobs"], batch["advantages"], mask, config.clip_range)
     if untouched and not metrics["ratio_error"] <= 1e-3:
         raise MiniftError(
             f"before the first update a ratio is {metrics['ratio_error']:.2g} away from 1: sampling and "
             "update see different policies (check dropout, temperature, padding and precision)")
-    value_part = value_loss(values, batch["old_values"], batch["returns"], mask, config.value_clip_range)
+    value_part = value_loss(
+        values, batch["old_values"], batch["returns"], mask, config.value_clip_range)
     metrics |= {"policy_loss": loss.item(), "value_loss": value_part.item(), "n_tokens": int(mask.sum())}
     return loss + config.value_coef * value_part, metrics
 
@@ -203,7 +207,8 @@ def draw_prompts(prompts, batch_size, iteration, seed):
     """The next batch_size prompts of a stream that goes through all of them again and again, each time reshuffled."""
     n, first = len(prompts), iteration * batch_size
     passes = range(first // n, (first + batch_size - 1) // n + 1)
-    order = torch.cat([torch.randperm(n, generator=_generator("cpu", seed, "prompts", number)) for number in passes])
+    order = torch.cat(
+        [torch.randperm(n, generator=_generator("cpu", seed, "prompts", number)) for number in passes])
     skip = first - passes[0] * n
     return [prompts[i] for i in order[skip:skip + batch_size].tolist()]
 
@@ -238,10 +243,12 @@ def _mean_metrics(updates):
 def _check_scores(scores, batch_size):
     scores = torch.as_tensor(scores).detach()
     if scores.shape != (batch_size,):
-        raise MiniftError(f"reward_fn returned shape {tuple(scores.shape)}; expected ({batch_size},), one score each")
+        raise MiniftError(
+            f"reward_fn returned shape {tuple(scores.shape)}; expected ({batch_size},), one score each")
     bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
     if bad:
-        raise MiniftError(f"the score of row {bad[0]} is {scores[bad[0]].item()}; reward_fn must return finite numbers")
+        raise MiniftError(
+            f"the score of row {bad[0]} is {scores[bad[0]].item()}; reward_fn must return finite numbers")
     return scores
 
 
@@ -256,11 +263,14 @@ def _check_reference(ref_logprobs, old_logprobs):
 def _refuse_settings(policy, reference, value_model, prompts, iterations, batch_size):
     """MiniftError when models share what they must not share, or when there is nothing to do."""
     if reference is policy or getattr(reference, "model", None) is policy:
-        raise MiniftError("the reference is the policy itself, so that the KL is always 0; give it a copy")
+        raise MiniftError(
+            "the reference is the policy itself, so that the KL is always 0; give it a copy")
     if value_model.body is policy.body:
-        raise MiniftError("policy and value model share one body; give the value model copy.deepcopy(policy.body)")
+        raise MiniftError(
+            "policy and value model share one body; give the value model copy.deepcopy(policy.body)")
     if not prompts or not all(len(prompt) for prompt in prompts):
-        raise MiniftError("prompts must be a list of lists of ids, with at least one id in each")
+        raise MiniftError(
+            "prompts must be a list of lists of ids, with at least one id in each")
     check_whole("iterations", iterations, least=1)
     check_whole("batch_size", batch_size, least=1)
 

@@ -33,7 +33,8 @@ def replay(new, old, share, seed=0):
     share: in [0, 1). Which rows go and which come is drawn from (seed, epoch). Raises MiniftError for another share.
     """
     if not 0 <= share < 1:
-        raise MiniftError(f"share is the part of old rows in a batch, at least 0 and below 1; got {share}")
+        raise MiniftError(
+            f"share is the part of old rows in a batch, at least 0 and below 1; got {share}")
     return Replay(new, old, share, seed)
 
 
@@ -74,7 +75,8 @@ class Replay(Epochs):
 def join_rows(first, second):
     """One batch of the rows of two, the shorter rows padded on the right; both must have the same entries."""
     if first.keys() != second.keys():
-        raise MiniftError(f"cannot mix batches with entries {sorted(first)} and {sorted(second)}; make both alike")
+        raise MiniftError(
+            f"cannot mix batches with entries {sorted(first)} and {sorted(second)}; make both alike")
     joined = {}
     for name in first:
         length = max(first[name].shape[1], second[name].shape[1])

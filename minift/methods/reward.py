@@ -62,7 +62,8 @@ def normalise_scores(model, scores):
     """
     scores = torch.as_tensor(scores).float()
     if not torch.isfinite(scores).all() or len(scores.unique()) < 2:
-        raise MiniftError("scores must be finite and not all equal to be normalised; give the scores of more answers")
+        raise MiniftError(
+            "scores must be finite and not all equal to be normalised; give the scores of more answers")
     mean, std = scores.mean(), scores.std(unbiased=False)
     model.score.weight.div_(std)
     model.score.bias.sub_(mean).div_(std)

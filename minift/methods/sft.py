@@ -37,7 +37,8 @@ def make_sft_loss(model):
 def make_labels(input_ids, response_mask):
     """The ids where the model wrote them, -100 elsewhere: two lists of one length -> a list of that length."""
     if len(input_ids) != len(response_mask):
-        raise MiniftError(f"there are {len(input_ids)} input_ids but {len(response_mask)} entries in response_mask")
+        raise MiniftError(
+            f"there are {len(input_ids)} input_ids but {len(response_mask)} entries in response_mask")
     return [token if written else IGNORE_INDEX for token, written in zip(input_ids, response_mask)]
 
 
@@ -72,9 +73,11 @@ def encode_examples(chats, context_length):
     return kept
 
 
-def tune_on_examples(model, tokenizer, examples, *, batch_size, seed=0, progress=False, **settings):
+def tune_on_examples(
+        model, tokenizer, examples, *, batch_size, seed=0, progress=False, **settings):
     """Train the model, in place, on encoded examples. settings: those of `train`. Returns the history."""
-    batches = Batches(examples, batch_size, lambda rows: collate(rows, tokenizer.pad_id), seed=seed)
+    batches = Batches(
+        examples, batch_size, lambda rows: collate(rows, tokenizer.pad_id), seed=seed)
     return train(model, batches, make_sft_loss(model), progress=progress, **settings)
 
 

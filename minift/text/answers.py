@@ -30,7 +30,8 @@ def make_generator(model, seed):
     return torch.Generator(next(model.parameters()).device).manual_seed(seed)
 
 
-def generate_batch(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator):
+def generate_batch(
+        model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator):
     """`generate` for one batch of prompts, which are lists of ids. Returns the Generation."""
     device = next(model.parameters()).device
     return generate(
@@ -39,7 +40,8 @@ def generate_batch(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0
         pad_id=tokenizer.pad_id, generator=generator)
 
 
-def sample_responses(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, batch_size=64, seed=0):
+def sample_responses(
+        model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, batch_size=64, seed=0):
     """The ids that the model writes after each prompt (a list of ids), <eos> included. temperature 0: greedy."""
     generator, responses = make_generator(model, seed), []
     for part in chunks(prompts, batch_size):
@@ -50,7 +52,8 @@ def sample_responses(model, tokenizer, prompts, *, max_new_tokens, temperature=1
     return responses
 
 
-def sample_answers(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, batch_size=64, seed=0):
+def sample_answers(
+        model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, batch_size=64, seed=0):
     """One sampled Answer to each prompt (a string or messages), through the chat template. temperature 0: greedy."""
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     responses = sample_responses(

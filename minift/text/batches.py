@@ -21,7 +21,8 @@ def pad(rows, pad_value, length=None):
     longest = max((len(row) for row in rows), default=0)
     length = longest if length is None else length
     if longest > length:
-        raise MiniftError(f"a row has {longest} tokens, more than the length of {length}; truncate it first")
+        raise MiniftError(
+            f"a row has {longest} tokens, more than the length of {length}; truncate it first")
     padded = torch.full((len(rows), length), pad_value)    # (B, T)
     for i, row in enumerate(rows):
         padded[i, :len(row)] = torch.as_tensor(row, dtype=padded.dtype)
@@ -45,7 +46,8 @@ def collate(examples, pad_id):
 
 def check_lengths(example):
     if len(example["labels"]) != len(example["input_ids"]):
-        raise MiniftError(f"an example has {len(example['input_ids'])} input_ids but {len(example['labels'])} labels")
+        raise MiniftError(
+            f"an example has {len(example['input_ids'])} input_ids but {len(example['labels'])} labels")
 
 
 class Batches:
@@ -131,7 +133,8 @@ def chunks(items, size):
 
 def example_length(example):
     """The number of tokens in the longest list of an example, which is what padding costs."""
-    return max((len(value) for value in example.values() if isinstance(value, (list, tuple, torch.Tensor))), default=0)
+    return max(
+        (len(value) for value in example.values() if isinstance(value, (list, tuple, torch.Tensor))), default=0)
 
 
 def token_windows(ids, length):
@@ -155,7 +158,8 @@ class Windows:
     def __init__(self, ids, length, batch_size, seed=0):
         self.ids = torch.as_tensor(ids, dtype=torch.long)
         if batch_size < 1 or length < 2:
-            raise MiniftError(f"batch_size must be at least 1 and length at least 2; got {batch_size} and {length}")
+            raise MiniftError(
+                f"batch_size must be at least 1 and length at least 2; got {batch_size} and {length}")
         if len(self.ids) < length:
             raise MiniftError(
                 f"the text has {len(self.ids)} tokens, fewer than one window of {length}; add text, or "
@@ -188,7 +192,8 @@ def plan_packs(lengths, length):
     """Best-fit decreasing: the longest first, each into the fullest row in which it still fits. Lists of indices."""
     rows, rows_with_space = [], [[] for _ in range(length + 1)]
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        space = next((space for space in range(lengths[i], length + 1) if rows_with_space[space]), None)
+        space = next(
+            (space for space in range(lengths[i], length + 1) if rows_with_space[space]), None)
         row = [] if space is None else rows_with_space[space].pop(0)
         if space is None:
             rows.append(row)

@@ -23,7 +23,8 @@ def count_words(texts):
     counts, cut = Counter(), regex.compile(PATTERN)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise MiniftError(f"text {i} to train the tokenizer on is a {type(text).__name__}, not a string")
+            raise MiniftError(
+                f"text {i} to train the tokenizer on is a {type(text).__name__}, not a string")
         counts.update(cut.findall(text))
     return {utf8(word): n for word, n in counts.items()}
 

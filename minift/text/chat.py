@@ -25,9 +25,11 @@ def encode_chat(tokenizer, messages, add_generation_prompt=False):
     """
     check_messages(messages)
     if add_generation_prompt and messages[-1]["role"] != "user":
-        raise MiniftError(f"a prompt must end with a user turn; its last role is {messages[-1]['role']!r}")
+        raise MiniftError(
+            f"a prompt must end with a user turn; its last role is {messages[-1]['role']!r}")
     input_ids, response_mask = [], []
-    for text, written in segments(tokenizer, format_of(tokenizer).pieces(messages, add_generation_prompt)):
+    for text, written in segments(
+            tokenizer, format_of(tokenizer).pieces(messages, add_generation_prompt)):
         ids = [text] if isinstance(text, int) else tokenizer.encode(text)
         input_ids += ids
         response_mask += [written] * len(ids)
@@ -90,18 +92,22 @@ def check_messages(messages, where="messages", need_assistant=False):
     A user may say nothing (""), an assistant may not: learning from it would teach silence.
     """
     if not isinstance(messages, list) or not messages:
-        raise MiniftError(f"{where}: expected a list of messages, at least one; got {messages!r:.80}")
+        raise MiniftError(
+            f"{where}: expected a list of messages, at least one; got {messages!r:.80}")
     expected = "user"
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise MiniftError(f"{where}[{i}]: expected an object with the keys role and content; got {message!r:.80}")
+            raise MiniftError(
+                f"{where}[{i}]: expected an object with the keys role and content; got {message!r:.80}")
         role, content = message["role"], message["content"]
         if role not in ROLES:
-            raise MiniftError(f"{where}[{i}]: unknown role {role!r}; expected one of {', '.join(ROLES)}")
+            raise MiniftError(
+                f"{where}[{i}]: unknown role {role!r}; expected one of {', '.join(ROLES)}")
         if not isinstance(content, str):
             raise MiniftError(f"{where}[{i}]: content must be a string; got {content!r:.80}")
         if role == "assistant" and not content.strip():
-            raise MiniftError(f"{where}[{i}]: the assistant's content is empty; write an answer, or drop this")
+            raise MiniftError(
+                f"{where}[{i}]: the assistant's content is empty; write an answer, or drop this")
         if role == "system" and i == 0:
             continue
         if role != expected:
@@ -110,6 +116,7 @@ def check_messages(messages, where="messages", need_assistant=False):
                 "take turns, the user begins, and only the first message may be the system's")
         expected = "assistant" if role == "user" else "user"
     if need_assistant and not any(message["role"] == "assistant" for message in messages):
-        raise MiniftError(f"{where}: no assistant turn, so that there is nothing to learn; add the answer")
+        raise MiniftError(
+            f"{where}: no assistant turn, so that there is nothing to learn; add the answer")
     if len(messages) == 1 and messages[0]["role"] == "system":
         raise MiniftError(f"{where}: only a system turn; add the user's")

@@ -26,7 +26,8 @@ def encode_pair(tokenizer, prompt, chosen, rejected, context_length):
     control = set(tokenizer.special.values())
     room = context_length - sum(i in control for i in prompt_ids)
     if room < 1:
-        raise MiniftError(f"context_length is {context_length}; the prompt's control tokens alone fill it")
+        raise MiniftError(
+            f"context_length is {context_length}; the prompt's control tokens alone fill it")
     whole = [encode_answer(tokenizer, text) for text in (chosen, rejected)]
     answers = [answer[:room] for answer in whole]
     if answers[0] == answers[1]:
@@ -49,7 +50,8 @@ def encode_pairs(tokenizer, rows, context_length):
     examples = []
     for number, row in enumerate(rows):
         try:
-            examples.append(encode_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"], context_length))
+            examples.append(
+                encode_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"], context_length))
         except MiniftError as error:
             raise MiniftError(f"pair {number}: {error}") from error
     kept = [example for example in examples if example is not None]
@@ -71,16 +73,19 @@ def collate_pairs(examples, pad_id):
     Examples with the reference's sums (from add_reference_logprobs) also give ref_chosen_logprobs and
     ref_rejected_logprobs, (B,). The masks come from the lengths, never from the ids.
     """
-    length = max((len(example[f"{side}_input_ids"]) for example in examples for side in SIDES), default=0)
+    length = max(
+        (len(example[f"{side}_input_ids"]) for example in examples for side in SIDES), default=0)
     batch = {}
     for side in SIDES:
         rows = [example[f"{side}_input_ids"] for example in examples]
         masks = [example[f"{side}_response_mask"] for example in examples]
         for number, (row, mask) in enumerate(zip(rows, masks)):
             if len(row) != len(mask):
-                raise MiniftError(f"pair {number}: {len(row)} {side}_input_ids, but {len(mask)} entries in the mask")
+                raise MiniftError(
+                    f"pair {number}: {len(row)} {side}_input_ids, but {len(mask)} entries in the mask")
         batch[f"{side}_input_ids"] = pad(rows, pad_id, length=length)
-        batch[f"{side}_attention_mask"] = pad([[True] * len(row) for row in rows], False, length=length)
+        batch[f"{side}_attention_mask"] = pad(
+            [[True] * len(row) for row in rows], False, length=length)
         batch[f"{side}_response_mask"] = pad(masks, False, length=length)
         sums = [example[f"ref_{side}_logprobs"] for example in examples if f"ref_{side}_logprobs" in example]
         if 0 < len(sums) < len(examples):

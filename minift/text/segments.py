@@ -19,7 +19,8 @@ def encode_segments(tokenizer, first, second=None, context_length=None):
     room = None if context_length is None else context_length - 1 - len(parts)
     n_cut = 0 if room is None else max(0, sum(map(len, parts)) - room)
     if room is not None and room < 1:
-        raise MiniftError(f"context_length is {context_length}; the special tokens alone fill it")
+        raise MiniftError(
+            f"context_length is {context_length}; the special tokens alone fill it")
     for _ in range(n_cut):
         max(reversed(parts), key=len).pop()
     ids = [tokenizer.special_id("<cls>")]
@@ -41,8 +42,10 @@ def encode_labelled(tokenizer, rows, labels, context_length):
     place, examples = {label: i for i, label in enumerate(labels)}, []
     for number, row in enumerate(rows):
         if row["label"] not in place:
-            raise MiniftError(f"row {number}: the label {row['label']!r} is not one of {', '.join(map(str, labels))}")
-        ids, n_cut = encode_segments(tokenizer, row["text"], row.get("text_pair"), context_length)
+            raise MiniftError(
+                f"row {number}: the label {row['label']!r} is not one of {', '.join(map(str, labels))}")
+        ids, n_cut = encode_segments(
+            tokenizer, row["text"], row.get("text_pair"), context_length)
         examples.append({"input_ids": ids, "label": place[row["label"]], "n_cut": n_cut})
     return examples
 

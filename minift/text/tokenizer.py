@@ -20,7 +20,8 @@ from minift.text import wordpiece
 from minift.text.bpe import PATTERN, count_words, learn_merges, utf8
 from minift.text.chat_format import MINIFT, ChatFormat
 
-DEFAULT_SPECIAL = ("<pad>", "<eos>", "<system>", "<user>", "<assistant>", "<mask>", "<cls>", "<sep>")
+DEFAULT_SPECIAL = (
+    "<pad>", "<eos>", "<system>", "<user>", "<assistant>", "<mask>", "<cls>", "<sep>")
 
 # bpe: every text comes back byte for byte; lossy: bytes without a token are dropped (SmolLM2 has none for 21 of them)
 KINDS = ("bpe", "bpe-lossy", "wordpiece", "wordpiece-cased")
@@ -42,7 +43,8 @@ class Tokenizer:
         self.kind, self.roles, self.chat = kind, dict(roles or {}), chat
         self._bytes = {i: token for token, i in ranks.items()} | {i: name.encode() for name, i in special.items()}
         if len(self._bytes) != len(ranks) + len(special):
-            raise MiniftError("two tokens of the tokenizer share one id; every token needs its own")
+            raise MiniftError(
+                "two tokens of the tokenizer share one id; every token needs its own")
         self._special_ids = frozenset(special.values())
         self._encode = self._make_encode()
 
@@ -50,16 +52,20 @@ class Tokenizer:
         """The function text -> ids that does the work."""
         if self.kind.startswith("wordpiece"):
             if wordpiece.UNKNOWN not in self.ranks:
-                raise MiniftError("the WordPiece vocabulary has no [UNK] for what it cannot spell")
-            return lambda text: wordpiece.encode(text, self.ranks, lower=self.kind == "wordpiece")
+                raise MiniftError(
+                    "the WordPiece vocabulary has no [UNK] for what it cannot spell")
+            return lambda text: wordpiece.encode(
+                text, self.ranks, lower=self.kind == "wordpiece")
         missing = [byte for byte in range(256) if bytes([byte]) not in self.ranks]
         if missing and self.kind == "bpe":
-            raise MiniftError(f"the tokenizer lacks {len(missing)} of the 256 single bytes (the first is {missing[0]})")
+            raise MiniftError(
+                f"the tokenizer lacks {len(missing)} of the 256 single bytes (the first is {missing[0]})")
         n, ranks = self.vocab_size, dict(self.ranks)
         for i, byte in enumerate(missing):
             # Tiktoken crashes on a byte that has no id.
             ranks[bytes([byte])] = n + i
-        encoding = tiktoken.Encoding("minift", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens={})
+        encoding = tiktoken.Encoding(
+            "minift", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens={})
         if not missing:
             return encoding.encode_ordinary
         return lambda text: [i for i in encoding.encode_ordinary(text) if i < n]
@@ -78,7 +84,8 @@ class Tokenizer:
                 f"vocab_size {vocab_size} is too small: 256 bytes and {len(special_tokens)} special "
                 f"tokens need at least {256 + len(special_tokens)}")
         if len(set(special_tokens)) < len(special_tokens) or not all(special_tokens):
-            raise MiniftError(f"special tokens must be distinct and not empty; got {special_tokens}")
+            raise MiniftError(
+                f"special tokens must be distinct and not empty; got {special_tokens}")
         words = count_words([texts] if isinstance(texts, str) else texts)
         tokens = [bytes([byte]) for byte in range(256)]
         for left, right in learn_merges(words, n_merges):
@@ -90,8 +97,10 @@ class Tokenizer:
         """The same tokenizer with more special tokens, whose ids come last; the model needs resize_vocabulary."""
         special = self.special | {name: self.vocab_size + i for i, name in enumerate(names)}
         if len(special) < len(self.special) + len(names):
-            raise MiniftError(f"special tokens must be new and distinct; got {names}, there are {sorted(self.special)}")
-        return Tokenizer(self.ranks, special, self.pattern, kind=self.kind, roles=self.roles, chat=self.chat)
+            raise MiniftError(
+                f"special tokens must be new and distinct; got {names}, there are {sorted(self.special)}")
+        return Tokenizer(
+            self.ranks, special, self.pattern, kind=self.kind, roles=self.roles, chat=self.chat)
 
     @property
     def vocab_size(self):
@@ -111,7 +120,8 @@ class Tokenizer:
         if name in self.roles:
             return self.roles[name]
         if name not in self.special:
-            raise MiniftError(f"the tokenizer has no special token {name}; it has {sorted(self.special)}")
+            raise MiniftError(
+                f"the tokenizer has no special token {name}; it has {sorted(self.special)}")
         return self.special[name]
 
     def encode(self, text):
@@ -140,7 +150,8 @@ class Tokenizer:
     def token_bytes(self, token_id):
         """The bytes of one token: a character may need several tokens, so a stream is decoded from bytes."""
         if token_id not in self._bytes:
-            raise MiniftError(f"token id {token_id} is not in the vocabulary of {self.vocab_size} tokens")
+            raise MiniftError(
+                f"token id {token_id} is not in the vocabulary of {self.vocab_size} tokens")
         return self._bytes[token_id]
 
     def hash(self):
@@ -173,7 +184,8 @@ class Tokenizer:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise MiniftError(f"{path} is corrupted ({error}); restore it or train the tokenizer again") from error
         if not intact:
-            raise MiniftError(f"{path} is corrupted: its contents do not match their checksum; restore it")
+            raise MiniftError(
+                f"{path} is corrupted: its contents do not match their checksum; restore it")
         return tokenizer
 
     def _as_dict(self):
