@@ -77,7 +77,7 @@ def measure(run, data, labels):
         for part in (data.train, data.valid))
     known, right = ([example["label"] for example in part] for part in (data.train, data.valid))
     rows, valid_rows = ([example["row"] for example in part] for part in (data.train, data.valid))
-    probabilities = predict(run.model, valid).cpu()    # (N, L)
+    probabilities = predict(run.model, valid).cpu()  # (N, L)
     counts = confusion_matrix(probabilities.argmax(-1), right, range(n_label)).tolist()
     found = judge(probabilities, right)
     found["baselines"] = {

@@ -113,9 +113,9 @@ class Watch:
             out = generate_batch(
                 model, tokenizer, part, max_new_tokens=self.config.max_new_tokens,
                 temperature=self.config.temperature, generator=generator)
-            kl = kl_estimate(out.logprobs, self.reference(out.input_ids, out.attention_mask), "k1")    # (B, T-1)
+            kl = kl_estimate(out.logprobs, self.reference(out.input_ids, out.attention_mask), "k1")  # (B, T-1)
             kls += masked_sum(kl, out.response_mask[:, 1:], 1).tolist()
-            ended = out.ended(tokenizer.eos_id)                                                        # (B,)
+            ended = out.ended(tokenizer.eos_id)                                                      # (B,)
             scores += (self.reward_fn(out) - self.config.missing_eos_penalty * ~ended).tolist()
         score, kl = sum(scores) / len(scores), sum(kls) / len(kls)
         return {"valid_score": score, "valid_kl": kl, "valid_objective": score - self.config.beta * kl}

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 class Sight(NamedTuple):
     """What every layer needs to know about the tokens of one forward pass."""
 
-    mask: torch.Tensor | None    # (B or 1, 1, T, S) bool, True: token t sees token s
+    mask: torch.Tensor | None  # (B or 1, 1, T, S) bool, True: token t sees token s
     # True, with mask None: each sees itself and all before it.
     is_causal: bool
     # Rotary cos and sin, (B or 1, T, 1, E).
@@ -27,7 +27,7 @@ class KVCache:
 
     def __init__(self, config, batch_size, max_length, device=None, dtype=None):
         shape = (config.n_layer, batch_size, 2 * config.n_kv_head, max_length, config.d_head)
-        self.both = torch.zeros(shape, device=device, dtype=dtype)    # (n_layer, B, 2 K, C, E)
+        self.both = torch.zeros(shape, device=device, dtype=dtype)  # (n_layer, B, 2 K, C, E)
         # Views, each (n_layer, B, K, C, E).
         self.keys, self.values = self.both.chunk(2, dim=2)
         # Tokens held; the body moves it on when all layers have appended.
@@ -57,29 +57,29 @@ class Attention(nn.Module):
         """x: (B, T, D) -> (B, T, D). cache, layer: where the keys and values of earlier tokens are, if any."""
         B, T, _ = x.shape
         E = self.config.d_head
-        q = self.q_proj(x).view(B, T, -1, E)    # (B, T, H, E)
-        k = self.k_proj(x).view(B, T, -1, E)    # (B, T, K, E)
-        v = self.v_proj(x).view(B, T, -1, E)    # (B, T, K, E)
+        q = self.q_proj(x).view(B, T, -1, E)  # (B, T, H, E)
+        k = self.k_proj(x).view(B, T, -1, E)  # (B, T, K, E)
+        v = self.v_proj(x).view(B, T, -1, E)  # (B, T, K, E)
         if sight.angles is not None:
             q, k = rotate(q, *sight.angles), rotate(k, *sight.angles)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)    # (B, H or K, T, E)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, E)
         if cache is not None:
-            k, v = cache.append(layer, k, v)                                 # (B, K, S, E)
-        out = F.scaled_dot_product_attention(                                # (B, H, T, E); divides by sqrt(E) itself
+            k, v = cache.append(layer, k, v)                               # (B, K, S, E)
+        out = F.scaled_dot_product_attention(                              # (B, H, T, E); divides by sqrt(E) itself
             q, k, v, attn_mask=sight.mask, is_causal=sight.is_causal,
             dropout_p=self.config.dropout if self.training else 0.0, enable_gqa=k.shape[1] != q.shape[1])
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))    # (B, T, D)
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, D)
 
 
 def rotary_angles(position_ids, d_head, theta, dtype=torch.float32, scaling=None):
     """cos and sin of position / theta^(2i/E), each (B, T, 1, E); worked out in at least float32, given in `dtype`."""
     precise = torch.promote_types(dtype, torch.float32)
-    even = torch.arange(0, d_head, 2, device=position_ids.device).to(precise)    # (E/2,) 2i
-    frequency = 1.0 / theta ** (even / d_head)                                   # (E/2,) radians a token
+    even = torch.arange(0, d_head, 2, device=position_ids.device).to(precise)  # (E/2,) 2i
+    frequency = 1.0 / theta ** (even / d_head)                                 # (E/2,) radians a token
     if scaling is not None:
         frequency = frequency / stretch(frequency, *scaling)
-    angle = position_ids[:, :, None, None].to(precise) * frequency    # (B, T, 1, E/2)
-    angle = torch.cat((angle, angle), dim=-1)                         # (B, T, 1, E)
+    angle = position_ids[:, :, None, None].to(precise) * frequency  # (B, T, 1, E/2)
+    angle = torch.cat((angle, angle), dim=-1)                       # (B, T, 1, E)
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
@@ -99,14 +99,14 @@ def rotate(x, cos, sin):
     """Turn each pair (x[i], x[i + E/2]) by its angle: q . k then depends on the distance of the two tokens only."""
     # x: (B, T, H, E)
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin    # (B, T, H, E)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin  # (B, T, H, E)
 
 
 def visible(n_new, n_total, causal, attention_mask, segment_ids, device):
     """(B or 1, 1, T, S) bool: may new token t look at token s? The new ones are the last T of S. Each sees itself."""
-    query = torch.arange(n_total - n_new, n_total, device=device)[:, None]   # (T, 1)
-    key = torch.arange(n_total, device=device)[None, :]                      # (1, S)
-    allowed = (key <= query if causal else key >= 0)[None, None]             # (1, 1, T or 1, S)
+    query = torch.arange(n_total - n_new, n_total, device=device)[:, None]  # (T, 1)
+    key = torch.arange(n_total, device=device)[None, :]                     # (1, S)
+    allowed = (key <= query if causal else key >= 0)[None, None]            # (1, 1, T or 1, S)
     if attention_mask is not None:
         allowed = allowed & attention_mask[:, None, None, :]
     if segment_ids is not None:
@@ -119,7 +119,7 @@ def default_positions(n_new, n_total, attention_mask, segment_ids, device):
     """(B or 1, T): the number of real tokens before each new one, within its own segment where there are segments."""
     if segment_ids is not None:
         before = torch.ones(n_total, n_total, dtype=torch.bool, device=device).tril(-1)
-        before = before & (segment_ids[:, :, None] == segment_ids[:, None, :])    # (B, T, T)
+        before = before & (segment_ids[:, :, None] == segment_ids[:, None, :])  # (B, T, T)
         if attention_mask is not None:
             before = before & attention_mask[:, None, :]
         return before.sum(-1)
@@ -141,10 +141,10 @@ def attention_weights(body, input_ids, attention_mask=None, *, layer):
     finally:
         hook.remove()
     (x, sight), T, E = seen, input_ids.shape[1], body.config.d_head
-    q, k = module.q_proj(x).unflatten(-1, (-1, E)), module.k_proj(x).unflatten(-1, (-1, E))    # (B, T, H or K, E)
+    q, k = module.q_proj(x).unflatten(-1, (-1, E)), module.k_proj(x).unflatten(-1, (-1, E))  # (B, T, H or K, E)
     if sight.angles is not None:
         q, k = rotate(q, *sight.angles), rotate(k, *sight.angles)
-    k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)    # (B, T, H, E)
-    scores = torch.einsum("bthe,bshe->bhts", q, k) / E**0.5     # (B, H, T, T)
+    k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)  # (B, T, H, E)
+    scores = torch.einsum("bthe,bshe->bhts", q, k) / E**0.5   # (B, H, T, T)
     mask = visible(T, T, sight.is_causal, None, None, x.device) if sight.mask is None else sight.mask
     return scores.masked_fill(~mask, -torch.inf).softmax(-1)

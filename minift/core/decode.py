@@ -29,30 +29,30 @@ def make_step(body, length):
         places = torch.arange(length, device=body.embed.weight.device)[:, None]
         cos, sin = rotary_angles(
             places, E, config.rope_theta, body.embed.weight.dtype, config.rope_scaling)
-        sin[..., :E // 2].neg_()    # (length, 1, 1, E): with it, rotate is one roll
+        sin[..., :E // 2].neg_()  # (length, 1, 1, E): with it, rotate is one roll
 
     def step(token, mask, cache):
         S = cache.length + 1
         token, place = token[:, 0], default_positions(1, S, mask, None, token.device)[:, 0]
-        seen = None if mask is None else mask[:, None, None]    # (B, 1, 1, S)
-        x = body.embed(token)                                   # (B, D)
+        seen = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
+        x = body.embed(token)                                 # (B, D)
         if learned is None:
             # Queries and keys are turned; values stay as they are.
             turned = (len(place), H + K, 1, E)
-            cos_now = F.pad(cos[place].expand(turned), (0, 0, 0, 0, 0, K), value=1.0)    # (B or 1, H + 2 K, 1, E)
-            sin_now = F.pad(sin[place].expand(turned), (0, 0, 0, 0, 0, K))               # (B or 1, H + 2 K, 1, E)
+            cos_now = F.pad(cos[place].expand(turned), (0, 0, 0, 0, 0, K), value=1.0)  # (B or 1, H + 2 K, 1, E)
+            sin_now = F.pad(sin[place].expand(turned), (0, 0, 0, 0, 0, K))             # (B or 1, H + 2 K, 1, E)
         else:
             x = x + learned(place)
         kept = cache.keys[..., :S, :], cache.values[..., :S, :], cache.both[..., S - 1:S, :]
         for (attn_norm, qkv_proj, o_proj, mlp_norm, mlp), keys, values, newest in zip(layers, *kept):
-            qkv = qkv_proj(attn_norm(x)).view(len(x), -1, 1, E)    # (B, H + 2 K, 1, E)
+            qkv = qkv_proj(attn_norm(x)).view(len(x), -1, 1, E)  # (B, H + 2 K, 1, E)
             if learned is None:
                 qkv = qkv * cos_now + qkv.roll(E // 2, -1) * sin_now
             # Keys and values go into the cache.
             newest.copy_(qkv[:, H:])
             # Queries that share a key in a row.
             q = qkv[:, :H].view(len(x), K, -1, E)
-            out = F.scaled_dot_product_attention(q, keys, values, seen)    # (B, K, H / K, E)
+            out = F.scaled_dot_product_attention(q, keys, values, seen)  # (B, K, H / K, E)
             x = o_proj(out.reshape(x.shape), x)
             x = mlp(mlp_norm(x), x)
         cache.length += 1

@@ -20,10 +20,10 @@ from minift.errors import MiniftError
 class Generation:
     """Prompts and what was written after them. Masks, not ids, say what is real."""
 
-    input_ids: torch.Tensor         # (B, T) prompt, response, then pad_id in rows that finished early
-    attention_mask: torch.Tensor    # (B, T) bool, real tokens: prompt and response
-    response_mask: torch.Tensor     # (B, T) bool, tokens that the model wrote, its EOS among them
-    logprobs: torch.Tensor          # (B, T-1) nats, of each written token (column t - 1 for token t), 0 elsewhere
+    input_ids: torch.Tensor       # (B, T) prompt, response, then pad_id in rows that finished early
+    attention_mask: torch.Tensor  # (B, T) bool, real tokens: prompt and response
+    response_mask: torch.Tensor   # (B, T) bool, tokens that the model wrote, its EOS among them
+    logprobs: torch.Tensor        # (B, T-1) nats, of each written token (column t - 1 for token t), 0 elsewhere
 
     def responses(self):
         """What the model wrote in each row, its EOS included: a list of lists of ids."""
@@ -59,7 +59,7 @@ def generate(
     written = list(steps(
         model, input_ids, attention_mask, max_new_tokens, temperature, top_k, top_p, eos_id, generator))
     prompt_mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    alive = [alive[:, None] for _, _, alive in written]    # (B, 1) each
+    alive = [alive[:, None] for _, _, alive in written]  # (B, 1) each
     ids = [torch.where(alive, token, pad_id)[:, None] for token, _, alive in written]
     logprobs = [torch.where(alive, logprob, 0)[:, None] for _, logprob, alive in written]
     return Generation(
@@ -118,13 +118,13 @@ def steps(
                 alive = alive & (token != eos_id)
                 if not alive.any():
                     return
-            token = token[:, None]    # (B, 1)
+            token = token[:, None]  # (B, 1)
 
 
 def sample(logits, temperature, top_k, top_p, generator):
     """One id and its log-probability for each row of logits (B, V): (B,), (B,)."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logprobs = (logits / temperature if temperature else logits).log_softmax(-1)    # (B, V)
+    logprobs = (logits / temperature if temperature else logits).log_softmax(-1)  # (B, V)
     # log_softmax spreads a NaN or an infinity over its whole row.
     if logprobs[:, 0].isnan().any():
         raise MiniftError(
@@ -142,7 +142,7 @@ def draw(probs, generator):
     where = probs.device if generator is None else generator.device
     # A random number in [0, 1).
     point = torch.rand(len(probs), 1, generator=generator, device=where).to(probs.device)
-    cumulative = probs.cumsum(-1)    # (B, V)
+    cumulative = probs.cumsum(-1)  # (B, V)
     # The first id whose cumulative sum is above the point.
     token = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)
     return token[:, 0].clamp(max=probs.shape[1] - 1)
@@ -155,7 +155,7 @@ def keep_likely(logprobs, top_k, top_p):
     top_p = 1.0 if top_p is None else top_p
     if top_k == V and top_p == 1:
         return logprobs
-    ranked, order = logprobs.sort(descending=True, stable=True)    # (B, V) ties: the smaller id first
+    ranked, order = logprobs.sort(descending=True, stable=True)  # (B, V) ties: the smaller id first
     ranked[:, top_k:] = -math.inf
     if top_p < 1:
         probs = ranked.softmax(-1)

@@ -145,7 +145,7 @@ def pool(hidden, attention_mask, pooling):
     mask = attention_mask.bool()
     check_rows(mask)
     if pooling == "mean":
-        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)    # (B, D)
+        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # (B, D)
     return hidden[torch.arange(len(hidden), device=mask.device), mask.int().argmax(-1)]
 
 
@@ -171,7 +171,7 @@ class TokenScorer(nn.Module):
 
     def last_scores(self, input_ids, attention_mask=None):
         """Scores (B,) at each row's last real token, whichever side the padding is on (MiniftError: a row of pads)."""
-        hidden = self.body(input_ids, attention_mask)    # (B, T, D)
+        hidden = self.body(input_ids, attention_mask)  # (B, T, D)
         rows = torch.arange(len(hidden), device=hidden.device)
         return self.score(hidden[rows, last_real(input_ids, attention_mask)]).squeeze(-1)
 

@@ -40,16 +40,16 @@ def response_logprobs(
     Many tokens go in chunks of chunk_logits numbers, recomputed in the backward pass: all logits never exist at once.
     """
     mask = response_mask.bool()
-    mask = mask[:, 1:] if mask.shape[1] == input_ids.shape[1] else mask    # (B, T - 1)
+    mask = mask[:, 1:] if mask.shape[1] == input_ids.shape[1] else mask  # (B, T - 1)
     if mask.shape != input_ids[:, 1:].shape:
         raise MiniftError(
             f"response_mask has shape {tuple(response_mask.shape)}; expected {tuple(input_ids.shape)}, "
             f"or one column less")
-    states = hidden[:, :-1][mask]       # (N, D) token t - 1 speaks about token t
-    targets = input_ids[:, 1:][mask]    # (N,)
+    states = hidden[:, :-1][mask]     # (N, D) token t - 1 speaks about token t
+    targets = input_ids[:, 1:][mask]  # (N,)
 
     def chunk_logprobs(states, targets):
-        logits = head(states)    # (n, V)
+        logits = head(states)  # (n, V)
         return pick(logits if temperature == 1 else logits / temperature, targets)
 
     with torch.no_grad():
@@ -63,7 +63,7 @@ def response_logprobs(
     else:
         picked = torch.cat(
             [chunk_logprobs(s, t) for s, t in zip(states.split(rows), targets.split(rows))])
-    return picked.new_zeros(mask.shape).masked_scatter(mask, picked)    # (B, T - 1)
+    return picked.new_zeros(mask.shape).masked_scatter(mask, picked)  # (B, T - 1)
 
 
 def labelled_nll(hidden, head, labels, vocab_size):
@@ -72,8 +72,8 @@ def labelled_nll(hidden, head, labels, vocab_size):
     hidden: (B, T, D). head: (N, D) -> (N, V), applied only where a label is learned. labels: (B, T), -100 where nothing
     is learned; the first column is predicted by nothing and does not count. MiniftError for a label outside 0..V-1.
     """
-    learned = labels != IGNORE_INDEX             # (B, T)
-    targets = labels.masked_fill(~learned, 0)    # (B, T)
+    learned = labels != IGNORE_INDEX           # (B, T)
+    targets = labels.masked_fill(~learned, 0)  # (B, T)
     wrong = (targets < 0) | (targets >= vocab_size)
     # On a GPU the check would wait for all work in flight.
     if labels.device.type == "cpu" and wrong.any():
@@ -81,7 +81,7 @@ def labelled_nll(hidden, head, labels, vocab_size):
         raise MiniftError(
             f"label {labels[row, column].item()} at row {row}, column {column}; expected an id below "
             f"{vocab_size}, or {IGNORE_INDEX} for nothing to learn")
-    logprobs = response_logprobs(hidden, head, targets, learned)    # (B, T - 1)
+    logprobs = response_logprobs(hidden, head, targets, learned)  # (B, T - 1)
     return -logprobs.sum(), int(learned[:, 1:].sum())
 
 
@@ -94,7 +94,7 @@ def make_next_token_loss(model):
     def loss_fn(batch):
         hidden = model.body(
             batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids"),
-            batch.get("segment_ids"))    # (B, T, D)
+            batch.get("segment_ids"))  # (B, T, D)
         labels = batch.get("labels", batch["input_ids"])
         nll, n_tokens = labelled_nll(hidden, model.head, labels, model.config.vocab_size)
         return nll / max(n_tokens, 1), {"n_tokens": n_tokens}
@@ -174,7 +174,7 @@ def make_reference(model, temperature=1.0):
     @torch.no_grad()
     def reference(input_ids, attention_mask=None):
         with eval_mode(model):
-            hidden = model.body(input_ids, attention_mask)    # (B, T, D)
+            hidden = model.body(input_ids, attention_mask)  # (B, T, D)
             return response_logprobs(
                 hidden, model.head, input_ids, torch.ones_like(input_ids), temperature)
 

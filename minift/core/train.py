@@ -131,12 +131,12 @@ def take_step(optimizer, batches, loss_fn, *, lr, clip=1.0):
     optimizer.zero_grad(set_to_none=True)
     means, n_tokens = WeightedMeans(), 0
     for batch in batches:
-        loss, metrics = loss_fn(batch)    # forward
+        loss, metrics = loss_fn(batch)  # forward
         n = count_tokens(metrics)
         if n == 0:
             continue
         check_loss(loss)
-        (loss * n).backward()    # backward
+        (loss * n).backward()  # backward
         n_tokens += n
         means.add({**metrics, "loss": loss}, weight=n)
     if n_tokens == 0:
@@ -145,7 +145,7 @@ def take_step(optimizer, batches, loss_fn, *, lr, clip=1.0):
     grad_norm = reduce_gradients(optimizer, n_tokens, clip)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    optimizer.step()    # step
+    optimizer.step()  # step
     return {**means.result(), "lr": lr, "grad_norm": grad_norm, "n_tokens": n_tokens}
 
 

@@ -108,7 +108,7 @@ class MLP(nn.Module):
 
     def forward(self, x):
         if self.kind == "swiglu":
-            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))    # (B, T, F) inside
+            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # (B, T, F) inside
         return self.down_proj(
             F.gelu(self.up_proj(x), approximate="tanh" if self.kind == "gelu_tanh" else "none"))
 
@@ -132,9 +132,9 @@ class Block(nn.Module):
     def forward(self, x, sight, cache=None, layer=0):
         if self.norm_first:
             x = x + self.drop(self.attn(self.attn_norm(x), sight, cache, layer))
-            return x + self.drop(self.mlp(self.mlp_norm(x)))    # (B, T, D)
+            return x + self.drop(self.mlp(self.mlp_norm(x)))  # (B, T, D)
         x = self.attn_norm(x + self.drop(self.attn(x, sight, cache, layer)))
-        return self.mlp_norm(x + self.drop(self.mlp(x)))        # (B, T, D)
+        return self.mlp_norm(x + self.drop(self.mlp(x)))      # (B, T, D)
 
     def drop(self, x):
         return F.dropout(x, self.dropout, self.training)
@@ -155,7 +155,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = make_norm(config)
         self.apply(init_weights)
-        for block in self.layers:    # 2 n_layer sublayers add to the stream: keep its variance in hand
+        for block in self.layers:  # 2 n_layer sublayers add to the stream: keep its variance in hand
             for projection in (block.attn.o_proj, block.mlp.down_proj):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * config.n_layer))
 
@@ -172,7 +172,7 @@ class Transformer(nn.Module):
         T, S, device = input_ids.shape[1], past + input_ids.shape[1], input_ids.device
         if position_ids is None:
             position_ids = default_positions(T, S, attention_mask, segment_ids, device)
-        x = self.embed(input_ids)    # (B, T, D)
+        x = self.embed(input_ids)  # (B, T, D)
         angles = None
         if self.positions is None:
             angles = rotary_angles(
@@ -193,7 +193,7 @@ class Transformer(nn.Module):
             x = checkpoint(block, x, sight, use_reentrant=False) if again else block(x, sight, cache, layer)
         if cache is not None:
             cache.length = S
-        return self.norm(x) if self.config.norm_first else x    # (B, T, D)
+        return self.norm(x) if self.config.norm_first else x  # (B, T, D)
 
     def check(self, input_ids, attention_mask, position_ids, segment_ids, cache):
         """Refuse what would fail deep inside, or worse, would not fail; returns attention_mask as bool."""

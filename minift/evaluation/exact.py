@@ -36,15 +36,15 @@ def answer_logprobs(model, prompt, length=4, temperature=1.0, batch_size=1024):
     """
     vocab_size, device = model.config.vocab_size, next(model.parameters()).device
     prefixes = all_answers(vocab_size, length - 1) if length > 1 else torch.zeros(1, 0, dtype=torch.long)
-    start = torch.tensor(prompt)    # (T,)
+    start = torch.tensor(prompt)  # (T,)
     rows = []
     with eval_mode(model):
-        for part in prefixes.split(batch_size):                                             # (B, length - 1)
-            input_ids = torch.cat([start.expand(len(part), -1), part], dim=1).to(device)    # (B, T + length - 1)
-            logits = model(input_ids)[:, len(prompt) - 1:].cpu().double() / temperature     # (B, length, V)
+        for part in prefixes.split(batch_size):                                           # (B, length - 1)
+            input_ids = torch.cat([start.expand(len(part), -1), part], dim=1).to(device)  # (B, T + length - 1)
+            logits = model(input_ids)[:, len(prompt) - 1:].cpu().double() / temperature   # (B, length, V)
             logprobs = logits.log_softmax(-1)
-            prefix = logprobs[:, :-1].gather(2, part.unsqueeze(2)).sum((1, 2))              # (B,)
-            rows.append(prefix.unsqueeze(1) + logprobs[:, -1])                              # (B, V)
+            prefix = logprobs[:, :-1].gather(2, part.unsqueeze(2)).sum((1, 2))            # (B,)
+            rows.append(prefix.unsqueeze(1) + logprobs[:, -1])                            # (B, V)
     return torch.cat(rows).reshape(-1)
 
 
@@ -85,7 +85,7 @@ def best_of_n(ref_logprobs, rewards, n):
     equal reward share it in proportion to ref.
     """
     ref = _exact(ref_logprobs).exp()
-    _, level = torch.unique(_exact(rewards), return_inverse=True)    # (N,) equal rewards: one level
+    _, level = torch.unique(_exact(rewards), return_inverse=True)  # (N,) equal rewards: one level
     mass = torch.zeros(int(level.max()) + 1, dtype=torch.float64).index_add(0, level, ref)
     below_or_at = mass.cumsum(0) / mass.sum()
     below = torch.cat([torch.zeros(1, dtype=torch.float64), below_or_at[:-1]])

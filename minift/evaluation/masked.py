@@ -17,7 +17,7 @@ def masked_accuracy(model, batches):
     with eval_mode(model):
         for batch in batches:
             batch = move_batch(batch, device)
-            selected = batch["labels"] != IGNORE_INDEX    # (B, T)
+            selected = batch["labels"] != IGNORE_INDEX  # (B, T)
             hidden = model.body(batch["input_ids"], batch.get("attention_mask"))[selected]
             hits += int((model.head(hidden).argmax(-1) == batch["labels"][selected]).sum())
             total += int(selected.sum())
@@ -35,13 +35,13 @@ class Bigrams:
             counts.index_put_((ids[:-1], ids[1:]), torch.ones(len(ids) - 1), accumulate=True)
         counts[:, list(special_ids)] = 0
         self.most_frequent = int(counts.sum(0).argmax())
-        self.after = torch.where(counts.sum(1) > 0, counts.argmax(1), self.most_frequent)    # (V,)
+        self.after = torch.where(counts.sum(1) > 0, counts.argmax(1), self.most_frequent)  # (V,)
 
     def accuracies(self, batches):
         """(most frequent token, bigram): the share of hidden tokens that each guess hits."""
         frequent, bigram, total = 0, 0, 0
         for batch in batches:
-            labels = batch["labels"][:, 1:]    # (B, T-1), [CLS] is never hidden
+            labels = batch["labels"][:, 1:]  # (B, T-1), [CLS] is never hidden
             selected = labels != IGNORE_INDEX
             frequent += int((labels[selected] == self.most_frequent).sum())
             bigram += int((labels == self.after[batch["input_ids"][:, :-1]])[selected].sum())

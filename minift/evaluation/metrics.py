@@ -50,7 +50,7 @@ def language_model_nll(model, batches):
         for batch in batches:
             batch = move_batch(batch, device)
             extra = {name: batch[name] for name in ("attention_mask", "position_ids", "segment_ids") if name in batch}
-            hidden = model.body(batch["input_ids"], **extra)    # (B, T, D)
+            hidden = model.body(batch["input_ids"], **extra)  # (B, T, D)
             nll, n = labelled_nll(hidden, model.head, batch["labels"], model.config.vocab_size)
             nll_sum += nll.item()
             n_tokens += n

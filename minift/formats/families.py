@@ -102,11 +102,11 @@ def unpermute_rows(weight, d_head):
     Rotary positions turn rows in pairs. llama.cpp pairs the neighbours 2i and 2i + 1 of a head; we pair row i of its
     first half with row i of its second, i + E/2. So row 2i goes to row i, and row 2i + 1 to row i + E/2.
     """
-    pairs = weight.reshape(-1, d_head // 2, 2, weight.shape[1])    # (H, E/2, 2, in)
+    pairs = weight.reshape(-1, d_head // 2, 2, weight.shape[1])  # (H, E/2, 2, in)
     return pairs.transpose(1, 2).reshape_as(weight)
 
 
 def permute_rows(weight, d_head):
     """The inverse of unpermute_rows."""
-    halves = weight.reshape(-1, 2, d_head // 2, weight.shape[1])    # (H, 2, E/2, in)
+    halves = weight.reshape(-1, 2, d_head // 2, weight.shape[1])  # (H, 2, E/2, in)
     return halves.transpose(1, 2).reshape_as(weight)

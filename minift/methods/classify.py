@@ -102,7 +102,7 @@ def fit_linear(
     standardise: learn on features with mean 0 and std 1 over the rows, so that one learning rate suits all; this is
     then folded into the weights. A probe is fit_linear on an encoder's features, a bag of words on counts of words.
     """
-    mean, std = torch.zeros_like(features[0]), torch.ones_like(features[0])    # (D,)
+    mean, std = torch.zeros_like(features[0]), torch.ones_like(features[0])  # (D,)
     if standardise:
         mean, std = features.mean(0), features.std(0, correction=0)
         std = torch.where(std > 1e-6, std, 1.0)

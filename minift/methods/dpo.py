@@ -27,10 +27,10 @@ def dpo_loss(
     if isinstance(label_smoothing, (int, float)) and not 0 <= label_smoothing < 0.5:
         raise MiniftError(
             f"label_smoothing is {label_smoothing}; expected a chance of at least 0 and below 0.5")
-    chosen_rewards = beta * (chosen_logprobs - ref_chosen_logprobs)          # (B,), eq. 5 without its constant
-    rejected_rewards = beta * (rejected_logprobs - ref_rejected_logprobs)    # (B,)
+    chosen_rewards = beta * (chosen_logprobs - ref_chosen_logprobs)                                 # (B,), eq. 5 without its constant
+    rejected_rewards = beta * (rejected_logprobs - ref_rejected_logprobs)                           # (B,)
     margin = chosen_rewards - rejected_rewards
-    loss = -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)    # eq. 7
+    loss = -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)  # eq. 7
     return loss.mean(), _metrics(chosen_rewards, rejected_rewards)
 
 
@@ -42,8 +42,8 @@ def ipo_loss(
     paper's tau. Returns (loss, metrics) as dpo_loss does.
     """
     check_number("beta", beta, above=0)
-    chosen_ratio = chosen_logprobs - ref_chosen_logprobs          # (B,)
-    rejected_ratio = rejected_logprobs - ref_rejected_logprobs    # (B,)
+    chosen_ratio = chosen_logprobs - ref_chosen_logprobs        # (B,)
+    rejected_ratio = rejected_logprobs - ref_rejected_logprobs  # (B,)
     loss = (chosen_ratio - rejected_ratio - 1 / (2 * beta)) ** 2
     return loss.mean(), _metrics(beta * chosen_ratio, beta * rejected_ratio)
 
@@ -66,8 +66,8 @@ def orpo_loss(chosen_logprobs, rejected_logprobs, weight=0.1):
     odds(y) = p / (1 - p) with p = exp(mean log p). weight: the paper's lambda, > 0. Returns (loss, metrics).
     """
     check_number("weight", weight, above=0)
-    chosen_odds, rejected_odds = _log_odds(chosen_logprobs), _log_odds(rejected_logprobs)    # (B,)
-    loss = -chosen_logprobs - weight * F.logsigmoid(chosen_odds - rejected_odds)             # eq. 6
+    chosen_odds, rejected_odds = _log_odds(chosen_logprobs), _log_odds(rejected_logprobs)  # (B,)
+    loss = -chosen_logprobs - weight * F.logsigmoid(chosen_odds - rejected_odds)           # eq. 6
     return loss.mean(), _metrics(weight * chosen_odds, weight * rejected_odds)
 
 
@@ -80,8 +80,8 @@ def kto_loss(
     mean over all N + M. beta: > 0. kl: from kto_kl, how far the policy is from the reference. Returns (loss, metrics).
     """
     check_number("beta", beta, above=0)
-    chosen_rewards = beta * (chosen_logprobs - ref_chosen_logprobs)          # (N,)
-    rejected_rewards = beta * (rejected_logprobs - ref_rejected_logprobs)    # (M,)
+    chosen_rewards = beta * (chosen_logprobs - ref_chosen_logprobs)        # (N,)
+    rejected_rewards = beta * (rejected_logprobs - ref_rejected_logprobs)  # (M,)
     wanted = chosen_weight * (1 - torch.sigmoid(chosen_rewards - beta * kl))
     unwanted = rejected_weight * (1 - torch.sigmoid(beta * kl - rejected_rewards))
     metrics = {}
@@ -119,11 +119,11 @@ def add_reference_logprobs(examples, reference, pad_id, batch_size=16, device=No
     # Neighbours of similar length need little padding.
     answers.sort(key=lambda answer: len(answer[2]))
     for part in chunks(answers, batch_size):
-        input_ids = pad([ids for _, _, ids, _ in part], pad_id).to(device)            # (B, T)
-        real = pad([[True] * len(ids) for _, _, ids, _ in part], False).to(device)    # (B, T)
-        written = pad([mask for _, _, _, mask in part], False).to(device)             # (B, T)
-        logprobs = reference(input_ids, real)                                         # (B, T-1)
-        sums = masked_sum(logprobs, written[:, 1:], dim=1)                            # (B,)
+        input_ids = pad([ids for _, _, ids, _ in part], pad_id).to(device)          # (B, T)
+        real = pad([[True] * len(ids) for _, _, ids, _ in part], False).to(device)  # (B, T)
+        written = pad([mask for _, _, _, mask in part], False).to(device)           # (B, T)
+        logprobs = reference(input_ids, real)                                       # (B, T-1)
+        sums = masked_sum(logprobs, written[:, 1:], dim=1)                          # (B,)
         for (example, name, _, _), value in zip(part, sums.tolist()):
             example[name] = value
     return examples
@@ -161,12 +161,12 @@ def make_reference_free_loss(model, loss=simpo_loss):
 def _pair_logprobs(model, batch):
     """The summed log-probs of chosen and rejected responses, (B,) each, from one forward pass; their token counts."""
     def both(name):
-        return torch.cat([batch[f"chosen_{name}"], batch[f"rejected_{name}"]])    # (2B, T)
+        return torch.cat([batch[f"chosen_{name}"], batch[f"rejected_{name}"]])  # (2B, T)
 
     input_ids, written = both("input_ids"), both("response_mask")
-    hidden = model.body(input_ids, both("attention_mask"))                  # (2B, T, D)
-    logprobs = response_logprobs(hidden, model.head, input_ids, written)    # (2B, T-1)
-    chosen, rejected = logprobs.sum(1).chunk(2)                             # (B,) each
+    hidden = model.body(input_ids, both("attention_mask"))                # (2B, T, D)
+    logprobs = response_logprobs(hidden, model.head, input_ids, written)  # (2B, T-1)
+    chosen, rejected = logprobs.sum(1).chunk(2)                           # (B,) each
     return chosen, rejected, written[:, 1:].sum(1).clamp(min=1).chunk(2)
 
 

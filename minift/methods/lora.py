@@ -64,9 +64,9 @@ class LoRALinear(nn.Module):
                     "LoRA is merged into the weights, where training cannot reach it; "
                     "call unmerge_lora(model) first")
             return self.linear(x)
-        base = self.linear(x)                                                   # (B, T, out)
-        low = F.linear(self.dropout(x).to(self.lora_A.dtype), self.lora_A)      # (B, T, R)
-        return base + F.linear(self.scale * low, self.lora_B).to(base.dtype)    # eq. 3
+        base = self.linear(x)                                                 # (B, T, out)
+        low = F.linear(self.dropout(x).to(self.lora_A.dtype), self.lora_A)    # (B, T, R)
+        return base + F.linear(self.scale * low, self.lora_B).to(base.dtype)  # eq. 3
 
     @torch.no_grad()
     def merge(self):

@@ -35,7 +35,7 @@ def mask_tokens(
     if word_ids is not None:
         # The chance of a word is one number.
         chance = chance.gather(1, word_ids)
-    selected = (chance < probability) & ~special_mask.bool()    # (B, T)
+    selected = (chance < probability) & ~special_mask.bool()  # (B, T)
     labels = input_ids.masked_fill(~selected, IGNORE_INDEX)
     ordinary = torch.ones(vocab_size, dtype=torch.bool, device=input_ids.device)
     ordinary[input_ids[special_mask.bool()]] = False
@@ -57,8 +57,8 @@ def word_ids(input_ids, letters):
 
     A token goes on with the word before it when both sides of the seam are letters.
     """
-    first, last = (side.to(input_ids.device)[input_ids] for side in letters)    # (B, T)
-    starts = ~(first[:, 1:] & last[:, :-1])                                     # (B, T-1)
+    first, last = (side.to(input_ids.device)[input_ids] for side in letters)  # (B, T)
+    starts = ~(first[:, 1:] & last[:, :-1])                                   # (B, T-1)
     return F.pad(starts.long().cumsum(1), (1, 0))
 
 
@@ -76,7 +76,7 @@ def mlm_loss(logits, labels):
 
     logits: (B, T, V); labels: (B, T), -100 where nothing is learned. Nothing is shifted: each place predicts itself.
     """
-    selected = labels != IGNORE_INDEX    # (B, T)
+    selected = labels != IGNORE_INDEX  # (B, T)
     return F.cross_entropy(logits[selected], labels[selected], reduction="sum") / max(int(selected.sum()), 1)
 
 
@@ -88,8 +88,8 @@ def make_mlm_loss(model):
     """
     def loss_fn(batch):
         hidden = model.body(batch["input_ids"], batch.get("attention_mask"))
-        selected = batch["labels"] != IGNORE_INDEX                                  # (B, T)
-        logits, labels = model.head(hidden[selected]), batch["labels"][selected]    # (N, V), (N,)
+        selected = batch["labels"] != IGNORE_INDEX                                # (B, T)
+        logits, labels = model.head(hidden[selected]), batch["labels"][selected]  # (N, V), (N,)
         accuracy = (logits.argmax(-1) == labels).float().sum() / max(len(labels), 1)
         return mlm_loss(logits[None], labels[None]), {"n_tokens": len(labels), "accuracy": accuracy}
     return loss_fn

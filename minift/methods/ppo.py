@@ -26,9 +26,9 @@ def token_rewards(scores, logprobs, ref_logprobs, response_mask, beta):
     if empty:
         raise MiniftError(
             f"the response of row {empty[0]} is empty, so its score has no place; drop the row")
-    kl = torch.where(mask, logprobs - ref_logprobs, 0.0)                                       # (B, T-1)
-    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1, keepdim=True)    # (B, 1)
-    return (-beta * kl).scatter_add(1, last, scores.to(kl.dtype).unsqueeze(1))                 # (B, T-1)
+    kl = torch.where(mask, logprobs - ref_logprobs, 0.0)                                     # (B, T-1)
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1, keepdim=True)  # (B, 1)
+    return (-beta * kl).scatter_add(1, last, scores.to(kl.dtype).unsqueeze(1))               # (B, T-1)
 
 
 def gae(rewards, values, response_mask, gamma=1.0, lam=0.95):
@@ -42,10 +42,10 @@ def gae(rewards, values, response_mask, gamma=1.0, lam=0.95):
     mask = response_mask.bool()
     rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
     advantages = torch.zeros_like(rewards)
-    next_value = next_advantage = torch.zeros_like(rewards[:, 0])                              # (B,)
+    next_value = next_advantage = torch.zeros_like(rewards[:, 0])                            # (B,)
     for t in reversed(range(rewards.shape[1])):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]                              # eq. 10
-        next_advantage = torch.where(mask[:, t], delta + gamma * lam * next_advantage, 0.0)    # eq. 16
+        delta = rewards[:, t] + gamma * next_value - values[:, t]                            # eq. 10
+        next_advantage = torch.where(mask[:, t], delta + gamma * lam * next_advantage, 0.0)  # eq. 16
         next_value, advantages[:, t] = values[:, t], next_advantage
     return advantages, advantages + values
 
@@ -62,10 +62,10 @@ def policy_loss(logprobs, old_logprobs, advantages, response_mask, clip_range=0.
     mask = response_mask.bool()
     log_ratio = torch.where(mask, logprobs - old_logprobs.detach(), 0.0)
     advantages = torch.where(mask, advantages.detach(), 0.0)
-    ratio = log_ratio.exp()    # (B, T-1)
+    ratio = log_ratio.exp()  # (B, T-1)
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
-    loss = lp.masked_mean(torch.maximum(unclipped, clipped), mask)    # eq. 7
+    loss = lp.masked_mean(torch.maximum(unclipped, clipped), mask)  # eq. 7
     with torch.no_grad():
         kl = lp.kl_estimate(-log_ratio, torch.zeros_like(ratio), "k3")
         was_clipped = (clipped > unclipped).to(ratio.dtype)
@@ -85,7 +85,7 @@ def value_loss(values, old_values, returns, response_mask, value_clip_range=0.2)
     mask = response_mask.bool()
     values, old_values, returns = (
         torch.where(mask, x, 0.0) for x in (values, old_values.detach(), returns.detach()))
-    squares = (values - returns).square()    # (B, T-1)
+    squares = (values - returns).square()  # (B, T-1)
     if value_clip_range is not None:
         check_number("value_clip_range", value_clip_range, above=0)
         clipped = old_values + (values - old_values).clamp(-value_clip_range, value_clip_range)

@@ -127,13 +127,13 @@ def ppo_iteration(
         policy, *left_pad(prompts, pad_id, device), max_new_tokens=config.max_new_tokens,
         temperature=config.temperature, eos_id=eos_id, pad_id=pad_id,
         generator=_generator(device, seed, "sample", iteration))
-    input_ids, attention_mask = generation.input_ids, generation.attention_mask    # (B, T)
-    mask, old_logprobs = generation.response_mask[:, 1:], generation.logprobs      # (B, T-1)
+    input_ids, attention_mask = generation.input_ids, generation.attention_mask  # (B, T)
+    mask, old_logprobs = generation.response_mask[:, 1:], generation.logprobs    # (B, T-1)
     clock.append(time.perf_counter())
     with torch.no_grad():
         # 2. Score each response; one without an end pays for it, once.
-        scores = _check_scores(reward_fn(generation), len(prompts)).to(old_logprobs)    # (B,)
-        ended = generation.ended(eos_id)                                                # (B,)
+        scores = _check_scores(reward_fn(generation), len(prompts)).to(old_logprobs)  # (B,)
+        ended = generation.ended(eos_id)                                              # (B,)
         paid = scores - config.missing_eos_penalty * (~ended).to(scores.dtype)
 
         # 3. Reward each token: it pays for leaving the reference, the last one earns the score.
@@ -143,7 +143,7 @@ def ppo_iteration(
             rewards = lp.masked_whiten(rewards, mask, keep_mean=True)
 
         # 4. Credit each token: how much better than expected did it go from there?
-        values = value_model(input_ids, attention_mask)[:, :-1]    # (B, T-1)
+        values = value_model(input_ids, attention_mask)[:, :-1]  # (B, T-1)
         advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
         rollout = {
             "input_ids": input_ids, "attention_mask": attention_mask, "response_mask": mask,
@@ -177,9 +177,9 @@ def ppo_loss(policy, value_model, batch, config, untouched=False):
     untouched: the policy is still the one that wrote the rollout, so each ratio must be 1 (else a MiniftError).
     """
     input_ids, attention_mask, mask = batch["input_ids"], batch["attention_mask"], batch["response_mask"]
-    hidden = policy.body(input_ids, attention_mask)                                             # (B, T, D)
-    logprobs = lp.response_logprobs(hidden, policy.head, input_ids, mask, config.temperature)   # (B, T-1)
-    values = value_model(input_ids, attention_mask)[:, :-1]                                     # (B, T-1)
+    hidden = policy.body(input_ids, attention_mask)                                            # (B, T, D)
+    logprobs = lp.response_logprobs(hidden, policy.head, input_ids, mask, config.temperature)  # (B, T-1)
+    values = value_model(input_ids, attention_mask)[:, :-1]                                    # (B, T-1)
     loss, metrics = policy_loss(
         logprobs, batch["old_logprobs"], batch["advantages"], mask, config.clip_range)
     if untouched and not metrics["ratio_error"] <= 1e-3:

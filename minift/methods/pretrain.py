@@ -81,5 +81,5 @@ def join_rows(first, second):
     for name in first:
         length = max(first[name].shape[1], second[name].shape[1])
         rows = [F.pad(x, (0, length - x.shape[1]), value=PAD_VALUES.get(name, 0)) for x in (first[name], second[name])]
-        joined[name] = torch.cat(rows)    # (B, T)
+        joined[name] = torch.cat(rows)  # (B, T)
     return joined

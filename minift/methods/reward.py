@@ -77,5 +77,5 @@ def reward_from_model(model):
     @torch.no_grad()
     def reward_fn(generation):
         with eval_mode(model):
-            return model.last_scores(generation.input_ids, generation.attention_mask)    # (B,)
+            return model.last_scores(generation.input_ids, generation.attention_mask)  # (B,)
     return reward_fn

@@ -16,7 +16,7 @@ import numpy as np
 from minift.errors import MiniftError
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLES = ("-", "--", "-.", ":")    # 4 styles and 7 colours make 28 different lines
+STYLES = ("-", "--", "-.", ":")  # 4 styles and 7 colours make 28 different lines
 # Comes with matplotlib.
 MONO = "DejaVu Sans Mono"
 
@@ -99,7 +99,7 @@ def bars(ax, labels, values, errors=None, *, ylabel, title=None, baseline=None, 
     """
     values = numbers(values, "values")
     errors = numbers(np.zeros(len(values)) if errors is None else errors, "errors")
-    ends = errors if errors.ndim == 2 else np.stack([values - errors, values + errors], 1)    # (n, 2)
+    ends = errors if errors.ndim == 2 else np.stack([values - errors, values + errors], 1)  # (n, 2)
     if values.shape != (len(labels),) or ends.shape != (len(labels), 2):
         raise MiniftError(
             f"bars needs a value (and error) for each label; got {len(labels)} labels, values of shape "

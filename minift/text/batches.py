@@ -23,7 +23,7 @@ def pad(rows, pad_value, length=None):
     if longest > length:
         raise MiniftError(
             f"a row has {longest} tokens, more than the length of {length}; truncate it first")
-    padded = torch.full((len(rows), length), pad_value)    # (B, T)
+    padded = torch.full((len(rows), length), pad_value)  # (B, T)
     for i, row in enumerate(rows):
         padded[i, :len(row)] = torch.as_tensor(row, dtype=padded.dtype)
     return padded
@@ -184,7 +184,7 @@ class Windows:
         return starts
 
     def batch(self, starts):
-        input_ids = torch.stack([self.ids[start:start + self.length] for start in starts])    # (B, T)
+        input_ids = torch.stack([self.ids[start:start + self.length] for start in starts])  # (B, T)
         return {"input_ids": input_ids, "labels": input_ids.clone()}
 
 

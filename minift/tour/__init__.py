@@ -5,6 +5,7 @@ the next ones need. The closing table, the pictures, every checkpoint and report
 """
 
 import shutil
+import statistics
 import sys
 from pathlib import Path
 
@@ -151,9 +152,8 @@ def summary(found):
 
 def spread(numbers):
     """Mean, sample standard deviation (0 for one number), least and greatest."""
-    mean = sum(numbers) / len(numbers)
-    std = (sum((x - mean) ** 2 for x in numbers) / max(len(numbers) - 1, 1)) ** 0.5
-    return {"mean": mean, "std": std, "min": min(numbers), "max": max(numbers)}
+    std = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+    return {"mean": statistics.fmean(numbers), "std": std, "min": min(numbers), "max": max(numbers)}
 
 
 def draw_seeds(path, spread_of):

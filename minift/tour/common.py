@@ -157,7 +157,7 @@ def response_kl(model, reference, answers, pad_id):
             rows.append({"input_ids": ids, "labels": make_labels(ids, written)})
         batch = collate(rows, pad_id)
         inputs = batch["input_ids"], batch["attention_mask"]
-        gap = model(*inputs) - reference(*inputs)    # (B, T-1)
+        gap = model(*inputs) - reference(*inputs)  # (B, T-1)
         sums += masked_sum(gap, batch["labels"][:, 1:] != IGNORE_INDEX, dim=1).tolist()
     return sums
 

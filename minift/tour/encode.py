@@ -77,7 +77,7 @@ def fill_blanks(model, tokenizer, texts, seed):
     """
     batch = collate_ids([encode_segments(tokenizer, text)[0] for text in texts], tokenizer.pad_id)
     ids, special = batch["input_ids"], torch.isin(batch["input_ids"], torch.tensor(list(tokenizer.special.values())))
-    words = word_ids(ids, letters_of(tokenizer))    # (B, T)
+    words = word_ids(ids, letters_of(tokenizer))  # (B, T)
     hidden, _ = mask_tokens(
         ids, special, mask_id=tokenizer.special_id("<mask>"), vocab_size=tokenizer.vocab_size,
         generator=torch.Generator().manual_seed(seed), word_ids=words)

@@ -74,13 +74,13 @@ def krippendorff_alpha(ratings, level="nominal"):
     if len(values) < 2:
         raise MiniftError(f"all annotators always say {values[0]!r}: agreement beyond chance is not defined")
     place = {value: k for k, value in enumerate(values)}
-    coincidences = np.zeros((len(values), len(values)))    # (L, L)
+    coincidences = np.zeros((len(values), len(values)))  # (L, L)
     for said in items:
         for i, x in enumerate(said):
             for j, y in enumerate(said):
                 if i != j:
                     coincidences[place[x], place[y]] += 1 / (len(said) - 1)
-    counts = coincidences.sum(1)    # (L,)
+    counts = coincidences.sum(1)  # (L,)
     distance = distances(values, counts, level)
     expected = (np.outer(counts, counts) * distance).sum() / (counts.sum() - 1)
     return float(1 - (coincidences * distance).sum() / expected)
@@ -166,18 +166,18 @@ def dawid_skene(ratings, iterations=200, tolerance=1e-8):
     """
     rows = check_ratings(ratings)
     labels = sorted({value for row in rows for value in row if value is not None}, key=str)
-    said = np.zeros((len(rows), len(rows[0]), len(labels)))    # (A, N, L)
+    said = np.zeros((len(rows), len(rows[0]), len(labels)))  # (A, N, L)
     for a, row in enumerate(rows):
         for i, value in enumerate(row):
             if value is not None:
                 said[a, i, labels.index(value)] = 1
-    votes = said.sum(0)    # (N, L)
+    votes = said.sum(0)  # (N, L)
     rated = votes.sum(1, keepdims=True) > 0
     posteriors = np.where(rated, votes / np.maximum(votes.sum(1, keepdims=True), 1), 1 / len(labels))
     for _ in range(iterations):
         # M step, eq. 2.4.
         frequencies = posteriors[rated[:, 0]].mean(0)
-        confusions = np.einsum("il,aik->alk", posteriors, said) + 1e-9    # eq. 2.3
+        confusions = np.einsum("il,aik->alk", posteriors, said) + 1e-9  # eq. 2.3
         confusions /= confusions.sum(2, keepdims=True)
         scores = np.log(frequencies + 1e-300) + np.einsum("aik,alk->il", said, np.log(confusions))
         # E step, eq. 2.5.

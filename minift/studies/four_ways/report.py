@@ -49,11 +49,18 @@ def summary(runs):
     return found
 
 
+def markdown(rows):
+    """A table in Markdown; the first row is its heading."""
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def table(found):
     """A row for each way, in Markdown."""
-    lines = [["way", *(heading for heading, _, _ in COLUMNS)], ["---"] * (len(COLUMNS) + 1)]
-    lines += [[way, *(cell(entry, *column) for column in COLUMNS)] for way, entry in found.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = [["way", *(heading for heading, _, _ in COLUMNS)]]
+    for way, entry in found.items():
+        rows.append([way, *(cell(entry, *column) for column in COLUMNS)])
+    return markdown(rows)
 
 
 def cell(entry, heading, path, form):
@@ -65,16 +72,14 @@ def cell(entry, heading, path, form):
     return form.format(entry["mean"]) + (f" ± {form.format(entry['std'])}" if heading in SPREAD else "")
 
 
-def crowd_table(rows):
+def crowd_table(crowd):
     """What clearer guidelines and more annotators buy, in Markdown."""
-    lines = [
-        ["guidelines", "annotators", "minutes an item", "alpha", "wrong: majority", "wrong: Dawid-Skene"],
-        ["---"] * 6]
-    lines += [
-        [row["guidelines"], str(row["annotators"]), f"{row['minutes']:.2f}",
-         "–" if row["alpha"] is None else f"{row['alpha']:.2f}", f"{row['majority']:.1%}",
-         f"{row['dawid_skene']:.1%}"] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = [["guidelines", "annotators", "minutes an item", "alpha", "wrong: majority", "wrong: Dawid-Skene"]]
+    for row in crowd:
+        alpha = "–" if row["alpha"] is None else f"{row['alpha']:.2f}"
+        wrong = [f"{row[how]:.1%}" for how in ("majority", "dawid_skene")]
+        rows.append([row["guidelines"], str(row["annotators"]), f"{row['minutes']:.2f}", alpha, *wrong])
+    return markdown(rows)
 
 
 def draw(path, found):
