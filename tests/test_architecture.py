@@ -1,13 +1,21 @@
 """The shape of the code itself: imports point down, files are read as UTF-8, nothing unpickles, nothing calls home."""
 
 import ast
+import io
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "minift"
 FILES = sorted(PACKAGE.rglob("*.py"))
+
+# What can be read in an afternoon, and what can be read at all. Characters and lines of code: without docstrings, and
+# without lines that hold only a comment.
+AFTERNOON = ("core", "text", "methods", "evaluation")
+LARGEST = {"afternoon": 165_000, "package": 540_000, "characters a line": 50, "lines of a file": 300,
+           "lines of a function": 60}
 
 # The tower, from the ground up: each folder may import itself and what stands before it here.
 TOWER = ["errors", "core", "text", "methods", "formats", "evaluation", "ways", "label", "world", "show", "studies",
@@ -96,3 +104,50 @@ def test_the_map_of_the_afternoon_path():
     there = [place(path).replace(".", "/") for path in FILES
              if place(path).split(".")[0] in ("core", "text", "methods", "evaluation") and path.stem != "__init__"]
     assert sorted(listed) == sorted(there)
+
+
+# ---- how large it may be ----
+
+NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+
+
+def code_lines(text):
+    """The lines of code of a source: no blank lines, no lines of comment alone, no docstrings."""
+    rows = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in NO_CODE:
+            rows |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)
+        if documented:
+            rows -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return [line for number, line in enumerate(text.splitlines(), start=1) if number in rows]
+
+
+def test_code_is_counted_without_words():
+    """Blank lines, comments alone and docstrings do not count; a comment at the end of a line of code does."""
+    text = '"""Module.\n\nMore.\n"""\n\n# why\nx = 1  # (B,)\n\n\ndef f():\n    """Say it."""\n    return """a\nb"""\n'
+    assert code_lines(text) == ["x = 1  # (B,)", "def f():", '    return """a', 'b"""']
+
+
+@pytest.mark.parametrize("what, folders", [("afternoon", AFTERNOON), ("package", None)])
+def test_it_can_be_read(what, folders):
+    """So many characters of code and no more, and on average so many a line: by less code, not by denser code."""
+    lines = []
+    for path in FILES:
+        if folders is None or place(path).split(".")[0] in folders:
+            lines += code_lines(path.read_text(encoding="utf-8"))
+    characters = sum(map(len, lines))
+    assert characters <= LARGEST[what]
+    assert characters / len(lines) <= LARGEST["characters a line"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=place)
+def test_a_file_and_a_function_can_be_read_in_one_sitting(path):
+    """A longer file usually holds two ideas; a longer function, two acts. The docstring counts."""
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= LARGEST["lines of a file"]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= LARGEST["lines of a function"], f"{path.name}: {node.name} has {length} lines"

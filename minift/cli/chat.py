@@ -1,8 +1,7 @@
-"""chat: talk with a model; its words appear as they come."""
+"""Talk with a model; its words appear as they come. /quit ends it."""
 
 from minift.cli import options as add
 
-HELP = "Talk with a model; its words appear as they come. /quit ends it."
 EXAMPLES = ["chat --model data/base"]
 
 

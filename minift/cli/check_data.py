@@ -1,8 +1,7 @@
-"""check-data: what files will become, before an hour is spent on them."""
+"""What files will become: rows, tokens, what is learned, time, memory."""
 
 from minift.cli import options as add
 
-HELP = "What files will become: rows, tokens, what is learned, time, memory."
 EXAMPLES = ["check-data --model data/base --data data/samples/messages.jsonl"]
 
 

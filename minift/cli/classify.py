@@ -1,8 +1,7 @@
-"""classify: a classifier on an encoder, from labelled texts; with --predict, its use."""
+"""A classifier on an encoder, from JSONL rows {"text", "label"}; and its use."""
 
 from minift.cli import options as add
 
-HELP = 'A classifier on an encoder, from JSONL rows {"text", "label"}; and its use.'
 EXAMPLES = [
     "classify --model data/encoder --data data/samples/labels.jsonl --out runs/labels",
     "classify --model runs/labels --predict data/samples/unlabelled.jsonl --out runs/labelled.jsonl"]

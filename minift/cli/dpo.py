@@ -1,8 +1,7 @@
-"""dpo: direct preference optimization against the model as it came."""
+"""Direct preference optimization on JSONL rows {"prompt", "chosen", "rejected"}."""
 
 from minift.cli import options as add
 
-HELP = 'Direct preference optimization on JSONL rows {"prompt", "chosen", "rejected"}.'
 EXAMPLES = ["dpo --model data/base --data data/samples/pairs.jsonl --out runs/dpo"]
 
 

@@ -1,8 +1,7 @@
-"""evaluate: perplexity of texts, exact match of answers, accuracy on pairs and labels; means with 95 % intervals."""
+"""Perplexity of texts, exact match of answers, accuracy on pairs and labels."""
 
 from minift.cli import options as add
 
-HELP = "Perplexity of texts, exact match of answers, accuracy on pairs and labels."
 EXAMPLES = [
     "evaluate --model data/base --data data/samples/completions.jsonl",
     "evaluate --leave-one-cluster-out --model data/base --data data/samples/tasks.jsonl --steps 5 "

@@ -1,10 +1,9 @@
-"""export: write a model as Hugging Face transformers reads it, or as a .gguf file for llama.cpp."""
+"""Write a model as Hugging Face transformers reads it, or as a .gguf file."""
 
 from pathlib import Path
 
 from minift.cli import options as add
 
-HELP = "Write a model as Hugging Face transformers reads it, or as a .gguf file."
 EXAMPLES = ["export --model data/base --out runs/exported"]
 
 

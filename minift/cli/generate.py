@@ -1,11 +1,10 @@
-"""generate: answer one prompt, or every row of JSONL files."""
+"""Answer a prompt, or every JSONL row {"prompt"}; a {"text"} is continued as it is."""
 
 import json
 
 from minift.cli import options as add
 from minift.errors import MiniftError
 
-HELP = 'Answer a prompt, or every JSONL row {"prompt"}; a {"text"} is continued as it is.'
 EXAMPLES = [
     'generate --model data/base --raw --prompt "One sunny morning"',
     "generate --model data/base --data data/samples/prompts.jsonl --out runs/answers.jsonl"]

@@ -1,4 +1,4 @@
-"""label: a page on which people compare answers, label texts, or write instructions; three modes with own options."""
+"""A page on which people compare answers, label texts, or write instructions."""
 
 from minift.cli import options as add
 
@@ -15,7 +15,6 @@ MODES = {
     "write": (
         "Write instructions and their responses: rows for sft.",
         "write --guidelines data/guidelines.md --out runs/written.jsonl")}
-HELP = "A page on which people compare answers, label texts, or write instructions."
 EXAMPLES = [f"label {example}" for _, example in MODES.values()]
 
 

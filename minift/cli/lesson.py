@@ -1,8 +1,7 @@
-"""lesson: open a lesson of the course in Jupyter, or list the lessons."""
+"""Open a lesson of the course in Jupyter, or list the lessons."""
 
 from minift.cli import options as add
 
-HELP = "Open a lesson of the course in Jupyter, or list the lessons."
 EXAMPLES = ["lesson --list"]
 
 

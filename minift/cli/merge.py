@@ -1,9 +1,8 @@
-"""merge: write an adapter and its base as one plain model, as fast as the base."""
+"""Write an adapter and its base as one plain model."""
 
 from minift.cli import options as add
 from minift.errors import MiniftError
 
-HELP = "Write an adapter and its base as one plain model."
 EXAMPLES = [
     "sft --model data/base --data data/samples/messages.jsonl --lora 8 --out runs/adapter",
     "merge --model runs/adapter --out runs/merged"]

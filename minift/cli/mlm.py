@@ -1,11 +1,10 @@
-"""mlm: continued masked training of an encoder; or data/encoder made anew, from nothing but its seed."""
+"""Masked training of an encoder on plain text: .txt, .md, or JSONL rows {"text"}."""
 
 from functools import partial
 
 from minift.cli import options as add
 from minift.errors import MiniftError
 
-HELP = 'Masked training of an encoder on plain text: .txt, .md, or JSONL rows {"text"}.'
 EXAMPLES = ["mlm --model data/encoder --data data/samples/text.jsonl --out runs/mlm"]
 
 

@@ -26,8 +26,9 @@ def parse(argv):
     for verb in VERBS:
         module = find_module(verb)
         lines = [f"  {COMMAND} {example}" for example in module.EXAMPLES]
+        summary = module.__doc__.splitlines()[0]
         one = verbs.add_parser(
-            verb, help=module.HELP, description=module.HELP, usage=f"{COMMAND} {verb} [options]",
+            verb, help=summary, description=summary, usage=f"{COMMAND} {verb} [options]",
             allow_abbrev=False, formatter_class=add.layout,
             epilog="\n".join(["example:", *lines]))
         module.add_options(one)

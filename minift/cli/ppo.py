@@ -1,8 +1,7 @@
-"""ppo: reinforcement learning from a reward model, or from the user's own function."""
+"""PPO on JSONL rows {"prompt"}, with a reward model or your own function as the judge."""
 
 from minift.cli import options as add
 
-HELP = 'PPO on JSONL rows {"prompt"}, with a reward model or your own function as the judge.'
 EXAMPLES = [
     "ppo --model data/base --data data/samples/prompts.jsonl --reward-fn data/samples/reward_fn.py:score "
     "--out runs/ppo"]

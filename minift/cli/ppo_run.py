@@ -115,7 +115,7 @@ class Watch:
                 temperature=self.config.temperature, generator=generator)
             kl = kl_estimate(out.logprobs, self.reference(out.input_ids, out.attention_mask), "k1")  # (B, T-1)
             kls += masked_sum(kl, out.response_mask[:, 1:], 1).tolist()
-            ended = out.ended(tokenizer.eos_id)                                                      # (B,)
+            ended = out.ended(tokenizer.eos_id)  # (B,)
             scores += (self.reward_fn(out) - self.config.missing_eos_penalty * ~ended).tolist()
         score, kl = sum(scores) / len(scores), sum(kls) / len(kls)
         return {"valid_score": score, "valid_kl": kl, "valid_objective": score - self.config.beta * kl}

@@ -1,11 +1,10 @@
-"""pretrain: continued pre-training on plain text; or data/base made anew, from nothing but its seed."""
+"""Continued pre-training on plain text: .txt, .md, or JSONL rows {"text"}."""
 
 from functools import partial
 
 from minift.cli import options as add
 from minift.errors import MiniftError
 
-HELP = 'Continued pre-training on plain text: .txt, .md, or JSONL rows {"text"}.'
 EXAMPLES = ["pretrain --model data/base --data data/samples/text.jsonl --out runs/pretrain"]
 # Tokens of the text that a sample continues, and tokens of the sample.
 SAMPLE_PROMPT, SAMPLE_LENGTH = 16, 80

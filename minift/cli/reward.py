@@ -1,11 +1,10 @@
-"""reward: a reward model from preference pairs; in the end its scores get mean 0 and standard deviation 1."""
+"""A reward model, from JSONL rows {"prompt", "chosen", "rejected"}."""
 
 from functools import partial
 from itertools import islice
 
 from minift.cli import options as add
 
-HELP = 'A reward model, from JSONL rows {"prompt", "chosen", "rejected"}.'
 EXAMPLES = ["reward --model data/base --data data/samples/pairs.jsonl --out runs/reward"]
 # Batches of pairs from which the mean and the standard deviation of the scores are measured.
 SCORED = 32

@@ -1,10 +1,9 @@
-"""sft: supervised fine-tuning on chats; the loss is on the assistant's tokens only."""
+"""Supervised fine-tuning on JSONL rows {"messages"} or {"prompt", "completion"}."""
 
 from functools import partial
 
 from minift.cli import options as add
 
-HELP = 'Supervised fine-tuning on JSONL rows {"messages"} or {"prompt", "completion"}.'
 EXAMPLES = ["sft --model data/base --data data/samples/messages.jsonl --out runs/sft"]
 
 

@@ -1,8 +1,7 @@
-"""templates: labelled rows become chats for sft; what several people have labelled is adjudicated first."""
+"""Labelled rows become chats for sft, through a file of templates."""
 
 from minift.cli import options as add
 
-HELP = "Labelled rows become chats for sft, through a file of templates."
 EXAMPLES = [
     "templates --data data/samples/labels.jsonl --templates data/samples/templates.json "
     "--out runs/chats.jsonl"]

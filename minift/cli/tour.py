@@ -1,8 +1,7 @@
-"""tour: the whole journey on the embedded world."""
+"""The whole journey: one model goes through every kind of fine-tuning, on the embedded world."""
 
 from minift.cli import options as add
 
-HELP = "The whole journey: one model goes through every kind of fine-tuning, on the embedded world."
 EXAMPLES = ["tour --quick --out runs/quick"]
 
 

@@ -64,8 +64,8 @@ class Attention(nn.Module):
             q, k = rotate(q, *sight.angles), rotate(k, *sight.angles)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, E)
         if cache is not None:
-            k, v = cache.append(layer, k, v)                               # (B, K, S, E)
-        out = F.scaled_dot_product_attention(                              # (B, H, T, E); divides by sqrt(E) itself
+            k, v = cache.append(layer, k, v)   # (B, K, S, E)
+        out = F.scaled_dot_product_attention(  # (B, H, T, E); divides by sqrt(E) itself
             q, k, v, attn_mask=sight.mask, is_causal=sight.is_causal,
             dropout_p=self.config.dropout if self.training else 0.0, enable_gqa=k.shape[1] != q.shape[1])
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, D)

@@ -134,7 +134,7 @@ class Block(nn.Module):
             x = x + self.drop(self.attn(self.attn_norm(x), sight, cache, layer))
             return x + self.drop(self.mlp(self.mlp_norm(x)))  # (B, T, D)
         x = self.attn_norm(x + self.drop(self.attn(x, sight, cache, layer)))
-        return self.mlp_norm(x + self.drop(self.mlp(x)))      # (B, T, D)
+        return self.mlp_norm(x + self.drop(self.mlp(x)))  # (B, T, D)
 
     def drop(self, x):
         return F.dropout(x, self.dropout, self.training)

@@ -212,8 +212,8 @@ def rank_classification(model, prompt_ids, options, per_token=True):
     device = next(model.parameters()).device
     rows = [prompt + list(option) + [0] * (max(lengths) - len(option)) for option in options]
     input_ids, ends = torch.tensor(rows, device=device), len(prompt) + torch.tensor(lengths, device=device)[:, None]
-    place = torch.arange(input_ids.shape[1], device=device)                   # (T,)
-    written = (place >= len(prompt)) & (place < ends)                         # (L, T)
+    place = torch.arange(input_ids.shape[1], device=device)  # (T,)
+    written = (place >= len(prompt)) & (place < ends)        # (L, T)
     with eval_mode(model):
         hidden = model.body(input_ids, place < ends)                          # (L, T, D)
         logprobs = response_logprobs(hidden, model.head, input_ids, written)  # (L, T-1)

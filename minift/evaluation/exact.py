@@ -43,8 +43,8 @@ def answer_logprobs(model, prompt, length=4, temperature=1.0, batch_size=1024):
             input_ids = torch.cat([start.expand(len(part), -1), part], dim=1).to(device)  # (B, T + length - 1)
             logits = model(input_ids)[:, len(prompt) - 1:].cpu().double() / temperature   # (B, length, V)
             logprobs = logits.log_softmax(-1)
-            prefix = logprobs[:, :-1].gather(2, part.unsqueeze(2)).sum((1, 2))            # (B,)
-            rows.append(prefix.unsqueeze(1) + logprobs[:, -1])                            # (B, V)
+            prefix = logprobs[:, :-1].gather(2, part.unsqueeze(2)).sum((1, 2))  # (B,)
+            rows.append(prefix.unsqueeze(1) + logprobs[:, -1])                  # (B, V)
     return torch.cat(rows).reshape(-1)
 
 

@@ -41,7 +41,7 @@ def make_classification_loss(model):
     """
     def loss_fn(batch):
         if "features" in batch:
-            logits = model.head(batch["features"])                           # (B, L)
+            logits = model.head(batch["features"])  # (B, L)
         else:
             logits = model(batch["input_ids"], batch.get("attention_mask"))  # (B, L)
         accuracy = (logits.argmax(-1) == batch["label"]).float().mean()

@@ -27,8 +27,8 @@ def dpo_loss(
     if isinstance(label_smoothing, (int, float)) and not 0 <= label_smoothing < 0.5:
         raise MiniftError(
             f"label_smoothing is {label_smoothing}; expected a chance of at least 0 and below 0.5")
-    chosen_rewards = beta * (chosen_logprobs - ref_chosen_logprobs)                                 # (B,), eq. 5 without its constant
-    rejected_rewards = beta * (rejected_logprobs - ref_rejected_logprobs)                           # (B,)
+    chosen_rewards = beta * (chosen_logprobs - ref_chosen_logprobs)        # (B,), eq. 5
+    rejected_rewards = beta * (rejected_logprobs - ref_rejected_logprobs)  # (B,)
     margin = chosen_rewards - rejected_rewards
     loss = -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)  # eq. 7
     return loss.mean(), _metrics(chosen_rewards, rejected_rewards)

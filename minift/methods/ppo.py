@@ -42,7 +42,7 @@ def gae(rewards, values, response_mask, gamma=1.0, lam=0.95):
     mask = response_mask.bool()
     rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
     advantages = torch.zeros_like(rewards)
-    next_value = next_advantage = torch.zeros_like(rewards[:, 0])                            # (B,)
+    next_value = next_advantage = torch.zeros_like(rewards[:, 0])  # (B,)
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]                            # eq. 10
         next_advantage = torch.where(mask[:, t], delta + gamma * lam * next_advantage, 0.0)  # eq. 16
