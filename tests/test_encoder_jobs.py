@@ -378,7 +378,7 @@ def test_labels_of_all_kinds_go_through(tmp_path, capsys):
     assert load_model(tmp_path / "out")[0].labels == ["-3", "9", "10"]
     captured = capsys.readouterr()
     assert "1 dropped: empty text; 1 cut to 48 tokens" in captured.out
-    assert "warning: labels of a single training row, of which little can be learned: '-3'" in captured.err
+    assert "warning: labels with a single training row, from which little can be learned: '-3'" in captured.err
     assert "no validation row has the label '-3'" in captured.out
 
 

@@ -27,7 +27,7 @@ def class_names(data, held_out):
             "least 2 labels to choose from")
     rare = [name for name, n in counts.items() if n == 1]
     if rare:
-        warnings.warn(f"labels of a single training row, of which little can be learned: {listed(rare)}", stacklevel=2)
+        warnings.warn(f"labels with a single training row, from which little can be learned: {listed(rare)}", stacklevel=2)
     labels = in_order(counts)
     missing = [name for name in labels if data.valid and name not in {example["label"] for example in data.valid}]
     if missing:

@@ -98,7 +98,7 @@ def print_lengths(rows, context):
 
 
 def check_labels(rows, tokenizer, context, bad, n_show):
-    """Report on rows with a label, of which that alone is learned; returns their sequences, [(ids, ids)]."""
+    """Report on rows with a label, where only the label is learned; returns their sequences, [(ids, ids)]."""
     tally, encode = Tally(read=len(rows)), partial(encode_labelled_row, tokenizer=tokenizer, context=context)
     examples = [encode_row(encode, row, tally, bad) for row in without_duplicates(rows, tally, drop=False)]
     examples = [example for example in examples if example is not None]

@@ -9,7 +9,7 @@ from minift.text.segments import encode_segments
 
 
 def encode_text(row, tally, tokenizer):
-    """A document, <eos> behind it; training joins the documents, so that none is too long."""
+    """A document and then <eos>; training joins the documents, so that none is too long."""
     if not row.values["text"].strip():
         tally.dropped["empty text"] += 1
         return None

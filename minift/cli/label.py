@@ -29,7 +29,7 @@ def add_options(parser):
         {"compare": compare, "annotate": annotate, "write": write}[mode](one)
         one.add_argument(
             "--out", metavar="FILE", required=True,
-            help="a JSONL file, gone on with if it exists; ties and skips go to NAME.undecided.jsonl")
+            help="a JSONL file; if it exists, the work continues in it; ties and skips go to NAME.undecided.jsonl")
         one.add_argument("--guidelines", metavar="FILE", help="a text to show beside the items")
         add.option(one, "--port", "N", add.number(int, 0, most=65535), 0, "of this machine; 0 is any free one")
 

@@ -26,7 +26,7 @@ DISPUTED = 5
 
 
 def label(options):
-    """Serve one of the three modes until Ctrl-C. What --out holds already is gone on with."""
+    """Serve one of the three modes until Ctrl-C. What --out holds already stays, and the work continues there."""
     mode, prepare = MODES[options.mode]
     check_out_file(options.out, overwrite=True)
     record = Record(options.out, mode.required)
@@ -62,7 +62,7 @@ def compare(options):
         raise MiniftError("label compare needs either --model DIR with --prompts FILE, or --pairs FILE")
     rows = read_rows([sampled(options)] if options.model else find_files(options.pairs), ("prompt",))
     items = [Compare.item(row.values, row.where) for row in rows]
-    return told(Compare([item for item in items if item], options.seed), rows)
+    return say_left_out(Compare([item for item in items if item], options.seed), rows)
 
 
 def sampled(options):
@@ -120,7 +120,7 @@ def annotate(options):
             f"--labels {options.labels}: expected at least two different names with commas between them, "
             "as in happy,sad")
     rows = read_rows(find_files(options.items), ("text",))
-    return told(Annotate([Annotate.item(row.values, row.where) for row in rows], labels), rows)
+    return say_left_out(Annotate([Annotate.item(row.values, row.where) for row in rows], labels), rows)
 
 
 def write(options):
@@ -128,7 +128,7 @@ def write(options):
     return Write()
 
 
-def told(task, rows):
+def say_left_out(task, rows):
     """The task, after saying how many rows are no items of it."""
     left_out = len(rows) - len(task.items)
     if left_out:

@@ -120,9 +120,10 @@ def read_row(where, data, plain, forms):
 
 
 def with_plain_answers(values, where):
-    """Answers given as messages become strings: [{assistant}] behind a prompt, or whole conversations without one.
+    """Answers given as messages become strings: [{assistant}] after a prompt, or whole conversations without one.
 
-    Of whole conversations the prompt is all that comes before the last message, the same in chosen and rejected.
+    The prompt of a whole conversation is all that comes before its last message; it must be the same in chosen and
+    rejected.
     """
     prompts = []
     for key in ("completion", "chosen", "rejected"):

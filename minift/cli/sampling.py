@@ -14,7 +14,7 @@ LONGEST_ANSWER = 128
 
 
 def room_to_answer(model, prompt, max_new_tokens, where="the prompt"):
-    """How many tokens may be written behind a prompt (ids); MiniftError when none, or fewer than were asked for."""
+    """How many tokens may be written after a prompt (ids); MiniftError when none, or fewer than were asked for."""
     context, length = model.config.context_length, len(prompt)
     if length == 0:
         raise MiniftError(f"{where}: the prompt is empty, so there is nothing to go on from; give it a text")
@@ -29,7 +29,7 @@ def room_to_answer(model, prompt, max_new_tokens, where="the prompt"):
 def write_answers(
         model, tokenizer, prompts, *, max_new_tokens=None, temperature=1.0, top_k=None, top_p=None, seed=0,
         batch_size=32):
-    """The ids written behind each prompt (a list of ids), <eos> included, in the prompts' order.
+    """The ids written after each prompt (a list of ids), <eos> included, in the prompts' order.
 
     Prompts of similar length share a batch. max_new_tokens=None: LONGEST_ANSWER, or what the context has room for.
     """
@@ -46,7 +46,7 @@ def write_answers(
 
 
 def continuation(model, tokenizer, prompt, n, seed):
-    """A prompt (ids) and what the model writes behind it, as one text with a mark between the two."""
+    """A prompt (ids) and what the model writes after it, as one text with a mark between the two."""
     n = min(n, model.config.context_length - len(prompt))
     answer, = write_answers(model, tokenizer, [prompt], max_new_tokens=n, temperature=0.8, seed=seed)
     return f"{tokenizer.decode(prompt)}>>>{tokenizer.decode(answer, skip_special=True)}"

@@ -34,7 +34,7 @@ class KVCache:
         self.length = 0
 
     def append(self, layer, k, v):
-        """Write the new k, v (B, K, T, E) behind the `length` old ones; returns views of all, (B, K, length + T, E)."""
+        """Write the new k, v (B, K, T, E) after the `length` old ones; returns views of all, (B, K, length + T, E)."""
         end = self.length + k.shape[2]
         self.keys[layer, :, :, self.length:end] = k
         self.values[layer, :, :, self.length:end] = v

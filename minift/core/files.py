@@ -35,7 +35,7 @@ def write_bytes(path, data):
     """Write a file atomically: the old contents stay until the new ones are complete and on the disk.
 
     The temporary file has one fixed name, so that one left over by a killed process is overwritten by the next save.
-    Raises MiniftError when there is no space or no permission; nothing is left behind then.
+    Raises MiniftError when there is no space or no permission; no temporary file is left then.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")

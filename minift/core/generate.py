@@ -50,7 +50,7 @@ def left_pad(prompts, pad_id, device=None):
 def generate(
         model, input_ids, attention_mask=None, *, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_id,
         pad_id, generator=None):
-    """Sample up to max_new_tokens behind each prompt -> Generation; stops early when every row has written eos_id.
+    """Sample up to max_new_tokens after each prompt -> Generation; stops early when every row has written eos_id.
 
     input_ids: (B, T), left-padded. temperature: 0 is greedy. top_k, top_p: keep the k likeliest ids, then the fewest
     that hold p of the probability. eos_id=None never stops. No id is banned. logprobs are those of
@@ -71,7 +71,7 @@ def generate(
 
 def stream(
         model, input_ids, *, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_id=None, generator=None):
-    """Yield the ids (int) written behind one prompt, (T,) or (1, T), as they come; eos_id, if written, is the last.
+    """Yield the ids (int) written after one prompt, (T,) or (1, T), as they come; eos_id, if written, is the last.
 
     Read it to the end, or close() it: the model is in eval mode meanwhile.
     """
@@ -80,7 +80,7 @@ def stream(
     check(model.config, prompt, None, max_new_tokens, temperature, top_k, top_p)
     if len(prompt) != 1:
         raise MiniftError(
-            f"stream writes behind one prompt, but got {len(prompt)}; use generate for a batch")
+            f"stream writes after one prompt, but got {len(prompt)}; use generate for a batch")
     # Faster than no_grad; safe because no tensor leaves this function.
     fast = torch.inference_mode()(steps)
     written = fast(

@@ -199,7 +199,7 @@ def over_seeds(runs):
 
 @torch.no_grad()
 def rank_classification(model, prompt_ids, options, per_token=True):
-    """The index of the option that the model finds likeliest behind the prompt; the first one of equals.
+    """The index of the option that the model finds likeliest after the prompt; the first one of equals.
 
     prompt_ids: list of ids. options: lists of ids (with <eos>, if stopping there is to count). An option's score is the
     mean of log p over its tokens; per_token=False takes the sum, which favours short options. The mean does not, but

@@ -24,7 +24,7 @@ class Record:
     """The rows of a file and of its sibling for what was left undecided, in the order in which they were made.
 
     required: keys that every row of the file must have, if there is a file already. Rows that somebody else put there
-    stay as they are. Not for several threads at once.
+    stay as they are. Only one thread may use it at a time.
     """
 
     def __init__(self, path, required):

@@ -1,9 +1,9 @@
 """A conversation as ids, and which of them the model itself writes.
 
 Each tokenizer brings its model's format (text/chat_format.py); minift's own is <system> text (optional), then <user>
-text <assistant> text <eos>, again and again. Special tokens of the format are put in as ids and never searched for in
-text, so whatever a text says stays text; what the model writes is encoded alone, so a prompt has the same ids in
-training and in use. Left out: tools, images.
+text <assistant> text <eos>, and so on. The format's special tokens are inserted as ids and never searched for in a text,
+so a text that spells one stays text. Each answer is encoded alone, so a prompt has the same ids in training and in use.
+Left out: tools, images.
 """
 
 import re
@@ -80,7 +80,7 @@ def encode_prompt(tokenizer, prompt):
 
 
 def encode_answer(tokenizer, text):
-    """The ids of one answer and the token that ends it, as encode_chat has them behind a prompt; text may be empty."""
+    """The ids of one answer and the token that ends it, as encode_chat has them after a prompt; text may be empty."""
     chat = format_of(tokenizer)
     return tokenizer.encode(text.strip() if chat.strip else text) + [tokenizer.special_id(chat.end)]
 

@@ -18,9 +18,9 @@ SIDES = ("chosen", "rejected")
 def encode_pair(tokenizer, prompt, chosen, rejected, context_length):
     """A pair as an example, or None when both answers are alike within the context.
 
-    prompt: str or messages. chosen, rejected: str; each gets the token that ends it. Of a prompt that does not fit the
-    oldest text goes, but no control token; an answer that even then does not fit loses its end, and so this token.
-    Returns lists chosen_input_ids, chosen_response_mask, rejected_..., and n_cut, how many tokens were lost.
+    prompt: str or messages. chosen, rejected: str; each gets the token that ends it. If the prompt is too long, its
+    oldest text tokens are removed; control tokens stay. If an answer is still too long, it is cut at its end, so it has
+    no end token. Returns lists chosen_input_ids, chosen_response_mask, rejected_..., and n_cut, how many tokens were removed.
     """
     prompt_ids = encode_prompt(tokenizer, prompt)
     control = set(tokenizer.special.values())

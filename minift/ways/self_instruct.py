@@ -86,15 +86,15 @@ def user_turn(task):
 
 
 def prompt_of(demos):
-    """The demos in the form, and "Task:", behind which the model goes on."""
+    """The demonstrations in the form, and then "Task:", after which the model writes."""
     blocks = ["".join(f"{label}: {text}\n" for label, text in zip(LABELS, task) if text) for task in demos]
     return "\n".join(blocks + ["Task:"])
 
 
 def parse(continuation):
-    """[(instruction, input, answer)] of a text that begins behind "Task:"; ("", "", "") for a block in another form."""
+    """[(instruction, input, answer)] of a text that begins after "Task:"; ("", "", "") for a block in another form."""
     if not isinstance(continuation, str):
-        raise MiniftError(f"the writer must return a string, the text behind the prompt; got {continuation!r:.80}")
+        raise MiniftError(f"the writer must return a string, the text after the prompt; got {continuation!r:.80}")
     tasks = []
     for block in regex.split(r"\n\s*\n|\n(?=Task:)", "Task: " + continuation.strip().removeprefix("Task:")):
         fields = FIELD.findall(block)
@@ -181,7 +181,7 @@ def occurrences(found):
 
 
 class ModelWriter:
-    """writer(prompt) -> what a LanguageModel writes behind it, put through the chat template if `chat`.
+    """writer(prompt) -> what a LanguageModel writes after it, put through the chat template if `chat`.
 
     Demos that do not fit are dropped, and so is a last line that was cut off. n_tokens: how many it has written.
     """

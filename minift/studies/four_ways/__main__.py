@@ -1,4 +1,4 @@
-"""The study: every way, every seed; cells are kept on disk, so that it goes on where it was stopped."""
+"""The study: every way, every seed; cells are kept on disk, so that a stopped run continues where it was."""
 
 import argparse
 import warnings
