@@ -27,7 +27,8 @@ def class_names(data, held_out):
             "least 2 labels to choose from")
     rare = [name for name, n in counts.items() if n == 1]
     if rare:
-        warnings.warn(f"labels with a single training row, from which little can be learned: {listed(rare)}", stacklevel=2)
+        warnings.warn(f"labels with a single training row, from which little can be learned: {listed(rare)}",
+                      stacklevel=2)
     labels = in_order(counts)
     missing = [name for name in labels if data.valid and name not in {example["label"] for example in data.valid}]
     if missing:
@@ -66,10 +67,10 @@ def in_order(names):
     return sorted(names, key=(lambda name: (int(name), name)) if numeric else None)
 
 
-def listed(names, most=SHOWN):
+def listed(names):
     """Some names in words: 'a', 'b', 'c' and 7 more."""
     names = in_order(names)
-    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(repr, names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def confusion_table(counts, labels):

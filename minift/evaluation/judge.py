@@ -1,7 +1,8 @@
 """Which of two models answers better? The share of prompts that one wins, each pair of answers judged in both orders.
 
 Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", sections 3.3 and 3.4: judges, people among
-them, favour the answer that stands first. So each pair is shown in both orders, and the result says how often that mattered.
+them, favour the answer that stands first. So each pair is shown in both orders, and the result says how often that
+mattered.
 A judge is a function (prompt, first, second) -> 1 if the first is better, 0 if the second is, 0.5 for a tie,
 None to skip. Left out: more than two models (ratings), a language model as the judge (any function will do). People
 judge on the page of `label compare`.

@@ -29,7 +29,7 @@ BATCH_SIZE = 8
 N_OPTIONS = 4
 
 
-def world_chats(n, seed, templates=TEMPLATES):
+def world_chats(n, seed):
     """n chats of all the world's tasks, in turn, through templates that ask for the bare answer.
 
     A template that wants the answer in a set phrase ("I pick ...") is left out: nobody guesses a phrase unseen.
@@ -37,7 +37,7 @@ def world_chats(n, seed, templates=TEMPLATES):
     check_data_folder("chats about the world")
     plain = {
         task: {**entry, "templates": [t for t in entry["templates"] if t["response"] == "{answer}"]}
-        for task, entry in read_templates(templates).items() if task in TASKS}
+        for task, entry in read_templates(TEMPLATES).items() if task in TASKS}
     rows = instantiate(world_rows(n, seed), plain, seed=seed, inverted=False)
     return [{**row, "template": f"{row['task']}/{row['template']}", "scene": row["id"]} for row in rows]
 

@@ -2,8 +2,8 @@
 
 `python -m minift.studies.label_curve --out runs/labels` measures it on the world's labelled sets, over seeds, on
 unread stories and on letters, a domain without any label (Kumar et al. 2022, section 2). It takes about an hour on two
-cores; a stopped run continues where it was. Left out: a search for the best learning rate of each cell; each way has one
-that suits most.
+cores; a stopped run continues where it was. Left out: a search for the best learning rate of each cell; each way has
+one that suits most.
 """
 
 import argparse

@@ -1,8 +1,16 @@
 """Byte-pair encoding: join the most frequent pair of neighbours into a new token, again and again.
 
 Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units", algorithm 1; on bytes, and cut into
-pieces first, as in GPT-2 (Radford et al. 2019, section 2.2). Left out: dropout of merges, and applying them, which
-tiktoken does faster (tokenizer.py).
+pieces first, as in GPT-2 (Radford et al. 2019, section 2.2). The plain algorithm is a loop:
+
+    every piece is a list of bytes
+    repeat: count all pairs of neighbours in all pieces
+            take the most frequent pair; of equally frequent pairs the smallest
+            replace it by a new token in every piece, and remember the pair
+
+Counting everything again for each merge is slow. But a merge changes only the pieces that hold the pair, so
+learn_merges keeps three things up to date: the counts, an index from each pair to its pieces, and a heap that has the
+most frequent pair on top. Left out: dropout of merges, and applying them, which tiktoken does faster (tokenizer.py).
 """
 
 import heapq
@@ -32,9 +40,9 @@ def count_words(texts):
 def learn_merges(words, n_merges):
     """The first n_merges pairs of ids, in the order of merging (the k-th pair becomes id 256 + k).
 
-    words: bytes -> count. Only words that hold the merged pair change, so only their pairs are counted again: `where`
-    finds the words, and `heap` the best pair; an entry of the heap whose count is out of date is thrown away when met.
+    words: bytes -> count. Stops early when no pair is left.
     """
+    # 1. Count all pairs once. where: pair -> the pieces that hold it.
     pieces = [list(word) for word in words]
     counts = list(words.values())
     pair_count, where = Counter(), defaultdict(set)
@@ -42,13 +50,16 @@ def learn_merges(words, n_merges):
         for pair in pairwise(piece):
             pair_count[pair] += counts[index]
             where[pair].add(index)
+    # Python's heap has the smallest entry on top: the largest count, and of equal counts the smallest pair.
     heap = [(-n, pair) for pair, n in pair_count.items()]
     heapq.heapify(heap)
     merges = []
     while heap and len(merges) < n_merges:
+        # 2. Take the best pair. An entry whose count has changed since is out of date: a newer entry exists.
         negative_count, best = heapq.heappop(heap)
         if -negative_count != pair_count[best] or negative_count == 0:
             continue
+        # 3. Merge it in the pieces that hold it, and correct the counts of the pairs around it.
         changed = set()
         for index in where.pop(best):
             old, new = pieces[index], merge(pieces[index], best, 256 + len(merges))
@@ -61,6 +72,7 @@ def learn_merges(words, n_merges):
                 changed.add(pair)
             pieces[index] = new
         merges.append(best)
+        # 4. Put the new counts on the heap.
         for pair in changed:
             heapq.heappush(heap, (-pair_count[pair], pair))
     return merges

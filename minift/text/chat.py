@@ -1,9 +1,9 @@
 """A conversation as ids, and which of them the model itself writes.
 
 Each tokenizer brings its model's format (text/chat_format.py); minift's own is <system> text (optional), then <user>
-text <assistant> text <eos>, and so on. The format's special tokens are inserted as ids and never searched for in a text,
-so a text that spells one stays text. Each answer is encoded alone, so a prompt has the same ids in training and in use.
-Left out: tools, images.
+text <assistant> text <eos>, and so on. The format's special tokens are inserted as ids and never searched for in a
+text, so a text that spells one stays text. Each answer is encoded alone, so a prompt has the same ids in training and
+in use. Left out: tools, images.
 """
 
 import re

@@ -20,7 +20,8 @@ def encode_pair(tokenizer, prompt, chosen, rejected, context_length):
 
     prompt: str or messages. chosen, rejected: str; each gets the token that ends it. If the prompt is too long, its
     oldest text tokens are removed; control tokens stay. If an answer is still too long, it is cut at its end, so it has
-    no end token. Returns lists chosen_input_ids, chosen_response_mask, rejected_..., and n_cut, how many tokens were removed.
+    no end token. Returns lists chosen_input_ids, chosen_response_mask, rejected_..., and n_cut, how many tokens were
+    removed.
     """
     prompt_ids = encode_prompt(tokenizer, prompt)
     control = set(tokenizer.special.values())
