@@ -77,6 +77,7 @@ def measure(run, data, labels):
         for part in (data.train, data.valid))
     known, right = ([example["label"] for example in part] for part in (data.train, data.valid))
     rows, valid_rows = ([example["row"] for example in part] for part in (data.train, data.valid))
+    # Judge the classifier, and beside it what a guess without it would reach.
     probabilities = predict(run.model, valid).cpu()  # (N, L)
     counts = confusion_matrix(probabilities.argmax(-1), right, range(n_label)).tolist()
     found = judge(probabilities, right)
@@ -85,6 +86,7 @@ def measure(run, data, labels):
         "bag of words": bag_of_words(rows, known, valid_rows, right, n_label, seed=seed),
         "random encoder": random_encoder(run.model, train, valid, seed),
         "shuffled labels": shuffled_labels(run.model, train, valid, seed)}
+    # Show the numbers, and the confusion matrix below them.
     found["confusion_matrix"] = {"labels": labels, "counts": counts}
     print(
         f"\naccuracy on {len(right)} validation rows\n"

@@ -46,6 +46,7 @@ def check_data(options):
     model = plain_copy(model).to(pick_device(options.device))
     context = context_of(model, options.context)
     batch_size = settle(options, model).batch_size
+    # Encode the rows of each form as training would; collect the bad ones instead of stopping at the first.
     bad, sequences = [], []
     encoder = isinstance(model, MaskedLanguageModel)
     forms = [form for form in FORMS if form in (("label", "text") if encoder else USED_BY)]
@@ -58,6 +59,7 @@ def check_data(options):
             make = pieces_of if encoder else sequences_of
             length = window(model, options.context) if form == "text" and not encoder else context
             sequences += check_form(form, make, part, tokenizer, length, bad, options.show)
+    # Show the problems, then the time and memory that the good rows would need.
     for problem in bad[:PROBLEMS_SHOWN]:
         print(f"problem: {problem}")
     learned = [ids[:context] for ids, labels in sequences if any(label != IGNORE_INDEX for label in labels)]

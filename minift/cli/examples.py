@@ -50,11 +50,13 @@ def load(options, encode, forms):
     Without --valid a seeded tenth of --data is held out. A file that is in both counts as --valid only. Raises
     MiniftError for the first bad row (with --skip-bad: counts it), and when nothing is left.
     """
+    # Find the files of both sides; none may be in both.
     valid_files = find_files(options.valid or [])
     held = {path.resolve() for path in valid_files}
     files = [path for path in find_files(options.data) if path.resolve() not in held]
     if not files:
         raise MiniftError("every file of --data is in --valid too; give --valid a file of its own")
+    # Encode the training rows, then read the validation rows or hold some out.
     tallies = {"data": Tally()}
     pairs = encode_rows(files, encode, forms, options, tallies["data"])
     if valid_files:
@@ -66,6 +68,7 @@ def load(options, encode, forms):
         pairs, valid = hold_out(pairs, options.seed)
         valid_from = f"a tenth of --data, held out: {len(valid)} rows" if valid else (
             f"nothing (--data has fewer than {ENOUGH_TO_SPLIT} different prompts or texts): the last weights are kept")
+    # Say what became of the rows.
     for name, tally in tallies.items():
         print(f"{name}: {tally}")
     print(f"validation on {valid_from}", flush=True)

@@ -72,6 +72,7 @@ def sampled(options):
     """
     path = sibling(options.out, "pairs")
     rows = read_rows(find_files(options.prompts), ("prompt",))
+    # Go on with the pairs that are there, if they belong to this model and these prompts.
     if path.exists():
         pairs, known = read_rows([path], ("prompt",)), {row.source() for row in rows}
         if any(row.values.get("model") != options.model or row.source() not in known for row in pairs):
@@ -80,6 +81,7 @@ def sampled(options):
                 f"{path}, or name another --out")
         print(f"{len(pairs)} pairs were sampled before, and are in {path}")
         return path
+    # Otherwise sample them: check that each prompt leaves room to answer before the first is sampled.
     model, tokenizer = open_kind(options.model, LanguageModel, "label compare")
     for row in rows:
         room_to_answer(model, prompt_ids(row, tokenizer), options.max_new_tokens, row.where)

@@ -99,10 +99,12 @@ class Run:
     def train(self, loss_fn, batches, valid_batches):
         """Train by `loss_fn` and keep the best on valid_batches (or the last): metrics (before, of the kept)."""
         o, settings, valid = self.options, self.settings, len(valid_batches) > 0
+        # Measure before the first step, and settle the number of steps.
         evaluate = partial(mean_metrics, self.model, loss_fn, valid_batches, self.device)
         before = evaluate()
         steps = o.steps or max(1, math.ceil(o.epochs * len(batches) / settings.accumulate))
         every = o.eval_every or max(1, steps // 10)
+        # Train. With validation data, each new best is saved; without, the last.
         with self.recorded():
             history = train(
                 self.model, batches, loss_fn, steps=steps, lr=settings.lr, accumulate=settings.accumulate,
@@ -112,6 +114,7 @@ class Run:
                 name=o.verb)
         if not valid:
             self.save()
+        # Report the weights that were kept.
         self.reload()
         measured = [row for row in history if "valid_loss" in row]
         best = min(measured, key=lambda row: row["valid_loss"], default=history[-1])

@@ -47,13 +47,16 @@ def compare(judge, prompts, answers_a, answers_b, seed=0):
         raise MiniftError(
             f"expected an answer of each model to each prompt, at least one; got {len(prompts)} prompts, "
             f"{len(a)} and {len(b)} answers")
+    # Draw the order of the prompts, and of the two answers to each.
     rng, orders = random.Random(f"compare/{seed}"), [(False, True), (True, False)]
     turns = [(i, rng.choice(orders)) for i in rng.sample(range(len(prompts)), len(prompts))]
+    # Ask for every verdict twice, once in each order.
     verdicts = {}
     for turn in (0, 1):
         for i, swapped in turns:
             first, second = (b[i], a[i]) if swapped[turn] else (a[i], b[i])
             verdicts[i, swapped[turn]] = checked(judge(prompts[i], first, second))
+    # Keep the prompts with two verdicts; a win in only one order counts half.
     pairs = [(verdicts[i, False], verdicts[i, True]) for i in range(len(prompts))]
     pairs = [pair for pair in pairs if None not in pair]
     if not pairs:

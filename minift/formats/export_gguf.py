@@ -19,8 +19,10 @@ def export_gguf(model, tokenizer, path):
     gguf, path = gguf_file.import_gguf(path), Path(path)
     if type(model) is not LanguageModel or family_config.find_family(model.config) != "llama":
         raise MiniftError("only a decoder built like Llama can be written as a .gguf file")
+    # Check all before the file is opened.
     tensors = make_tensors(model)
     weights.check_model(tensors, tokenizer, model.config, "the model to export, in 16 bits")
+    # Write beside the target and rename at the end, so that no half of a file is left.
     temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -70,12 +72,14 @@ def add_tokenizer(writer, tokenizer, vocab_size):
     """Tokens, merges and roles; ids without a token get a name that nothing produces."""
     if tokenizer.kind.startswith("wordpiece"):
         raise MiniftError("a .gguf file has no WordPiece tokenizer; export a Hugging Face folder")
+    # Give each id its token and kind.
     tokens = [f"<unused {i}>" for i in range(vocab_size)]
     kinds = [gguf_file.UNUSED] * vocab_size
     for token, i in tokenizer.ranks.items():
         tokens[i], kinds[i] = byte_level.spell_token(token), gguf_file.NORMAL
     for name, i in tokenizer.special.items():
         tokens[i], kinds[i] = name, gguf_file.CONTROL
+    # Name the pattern that cuts text into words, by its known name if it has one.
     known = {pattern: name for name, pattern in vocabulary.PATTERNS.items()}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(known.get(tokenizer.pattern, "gpt-2"))

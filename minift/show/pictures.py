@@ -65,6 +65,7 @@ def curves(ax, series, *, xlabel, ylabel, title=None, log=False):
     Lists or tensors; None and NaN leave a gap. log: a logarithmic y axis. A single curve is named by
     the y axis, several by a legend.
     """
+    # Draw each line, and its band if it has one.
     for i, (label, parts) in enumerate(series.items()):
         x, y, *band = arrays = [numbers(part, label) for part in parts]
         if len(arrays) not in (2, 4) or len({array.shape for array in arrays}) > 1 or x.ndim != 1:
@@ -77,6 +78,7 @@ def curves(ax, series, *, xlabel, ylabel, title=None, log=False):
             marker="o" if len(x) <= 12 else None, label=plain(label))
         if band:
             ax.fill_between(x, *band, color=colour, alpha=0.18, linewidth=0)
+    # Put plain numbers on the axes.
     if log:
         from matplotlib.ticker import LogLocator, NullFormatter
         ax.set_yscale("log")
@@ -97,6 +99,7 @@ def bars(ax, labels, values, errors=None, *, ylabel, title=None, baseline=None, 
 
     errors: half-widths (n,), or the ends (low, high) of each interval (n, 2). baseline: where to draw a dashed line.
     """
+    # Bring both forms of errors to the ends of an interval.
     values = numbers(values, "values")
     errors = numbers(np.zeros(len(values)) if errors is None else errors, "errors")
     ends = errors if errors.ndim == 2 else np.stack([values - errors, values + errors], 1)  # (n, 2)
@@ -104,6 +107,7 @@ def bars(ax, labels, values, errors=None, *, ylabel, title=None, baseline=None, 
         raise MiniftError(
             f"bars needs a value (and error) for each label; got {len(labels)} labels, values of shape "
             f"{values.shape} and errors of shape {errors.shape}")
+    # Draw the bars, their intervals and the baseline.
     places = range(len(values))
     ax.bar(places, values, color=COLOURS[0], width=0.65)
     if errors.any():
@@ -113,6 +117,7 @@ def bars(ax, labels, values, errors=None, *, ylabel, title=None, baseline=None, 
     if baseline is not None:
         ax.axhline(baseline, color=COLOURS[1], linestyle="--", label=plain(baseline_label))
         ax.legend(frameon=False)
+    # Write each number outside its bar.
     for i, value in enumerate(values):
         tip, gap, side = (np.nanmin, -4, "top") if value < 0 else (np.nanmax, 4, "bottom")
         ax.annotate(short(value), (i, tip([*ends[i], 0])), (0, gap), textcoords="offset points", ha="center", va=side)

@@ -100,6 +100,7 @@ def run(out, encoder=DATA / "encoder", tasks=tuple(LABELS), seeds=(0, 1, 2)):
     """Measure all cells that are not yet in `out`; then write curve.json (mean, std of each) and curve.png."""
     check_data_folder("the study of labels")
     out, (model, tokenizer) = Path(out), load_model(encoder)
+    # Measure each cell, and write it at once: an interrupted study goes on from there.
     cells = {}
     for name in tasks:
         for seed in seeds:
@@ -113,6 +114,7 @@ def run(out, encoder=DATA / "encoder", tasks=tuple(LABELS), seeds=(0, 1, 2)):
                     write_json(path, found)
                     print(name, seed, key, found[key], flush=True)
             cells[name, seed] = found
+    # Average over the seeds; write and draw.
     curve = {name: summary([cells[name, seed] for seed in seeds]) for name in tasks}
     write_json(
         out / "curve.json", {

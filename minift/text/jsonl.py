@@ -36,6 +36,7 @@ def read_jsonl(path, required=()):
 
 def parse_line(line, where, required=()):
     """The object in one line (bytes). where: "PATH:LINE", for the errors."""
+    # Decode and parse.
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -48,6 +49,7 @@ def parse_line(line, where, required=()):
         raise MiniftError(f"{where}: invalid JSON ({error.msg}, column {error.colno}); expected an object") from error
     except (ValueError, RecursionError) as error:
         raise MiniftError(f"{where}: {error}") from error
+    # Check that it is an object with the required keys.
     if not isinstance(row, dict):
         raise MiniftError(f"{where}: expected an object{such_as(required)}; got {row!r:.80}")
     for key in required:

@@ -65,6 +65,7 @@ def adapt(tour, model, tokenizer, windows, lr, name):
 def continued(tour):
     """2. Continued pre-training on the notice board, all parameters, without and with replay of old documents."""
     s = tour.settings
+    # Train twice from the same base: on new text only, and with old text mixed in.
     runs = {}
     for name in ("plain", "replay"):
         torch.manual_seed(tour.seed)
@@ -75,6 +76,7 @@ def continued(tour):
             windows = replay(windows, old, s.replay_share, tour.seed)
         runs[name] = adapt(tour, model, tokenizer, windows, s.domain_lr, f"continued, {name}")
         save_model(model, tokenizer, tour.out / f"continued-{name}")
+    # Measure both domains before and after.
     plain, with_replay = runs["plain"], runs["replay"]
     rise = plain[-1]["old_loss"] - plain[0]["old_loss"]
     measures = {
@@ -107,12 +109,14 @@ def low_rank(tour):
     torch.manual_seed(tour.seed)
     model, tokenizer = tour.load("base")
     n_all = sum(p.numel() for p in model.parameters())
+    # Add the adapters and train only them, on the text that full fine-tuning saw.
     lora.add_lora(model, s.lora_rank, 2 * s.lora_rank)
     n_lora = sum(p.numel() for p in model.parameters() if p.requires_grad)
     windows = domain_windows(tour, tokenizer, domain_texts(DOMAIN, s.n_domain, tour.seed), tour.seed)
     run = adapt(tour, model, tokenizer, windows, s.lora_lr, "lora")
     full = tour.results["continued"].measures
     save_adapter(model, tour.out / "lora-adapter", base=str(tour.base))
+    # Merge, and compare the logits and the speed.
     model.eval()
     ids = windows.batch([0])["input_ids"]
     with torch.no_grad():
@@ -121,6 +125,7 @@ def low_rank(tour):
         difference = ((model(ids) - apart).abs().max() / apart.abs().max()).item()
     save_model(model, tokenizer, tour.out / "lora-merged")
     speed = speed_ratio(load_model(tour.out / "lora-merged")[0], tour.load("base")[0], tokenizer)
+    # Count what was trained and saved beside full fine-tuning.
     adapter_bytes = (tour.out / "lora-adapter" / "adapter_model.safetensors").stat().st_size
     gain = (run[0]["new_loss"] - run[-1]["new_loss"]) / (full["new_loss_before"] - full["new_loss"])
     measures = {

@@ -32,6 +32,7 @@ def ppo_config(s):
 def ppo(tour):
     """7. PPO against the learned reward, with a KL penalty to the SFT model; the gold rubric only watches."""
     s = tour.settings
+    # Load the four models: policy, reference, reward model and value model.
     policy, tokenizer = tour.load("sft")
     reference, reward_model = make_reference(tour.load("sft")[0], TEMPERATURE), tour.load("reward")[0]
     value_model = tour.load("reward")[0]
@@ -43,12 +44,14 @@ def ppo(tour):
         gold.append(gold_of(generation, tokenizer, scenes))
         return score(generation)
 
+    # Train against the learned reward; reward_fn notes the gold score beside it.
     torch.manual_seed(tour.seed)
     history = train_ppo(
         policy, reference, value_model, reward_fn, [list(ids) for ids in scenes], ppo_config(s),
         iterations=s.ppo_iterations, batch_size=s.ppo_batch, eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id, seed=tour.seed)
     save_model(policy, tokenizer, tour.out / "ppo")
+    # Report both scores.
     rows = [{**row, "gold": value} for row, value in zip(history, gold, strict=True)]
     draw.draw_ppo(tour, rows)
     first, last = rows[0], rows[-1]
@@ -77,6 +80,7 @@ def dpo(tour):
     torch.manual_seed(tour.seed)
     policy, tokenizer = tour.load("sft")
     reference, sharp = make_reference(tour.load("sft")[0]), make_reference(tour.load("sft")[0], TEMPERATURE)
+    # Compute the reference's log-probabilities once.
     examples = add_reference_logprobs(
         pair_examples(tour, tokenizer, "train", policy.config.context_length), reference, tokenizer.pad_id)
     batches = Batches(examples, 16, lambda rows: collate_pairs(rows, tokenizer.pad_id), seed=tour.seed)
@@ -86,6 +90,7 @@ def dpo(tour):
         _, gold, kl = write_stories(tour, policy, sharp, tokenizer, requests)
         return {"gold": sum(gold) / len(gold), "kl": sum(kl) / len(kl)}
 
+    # Train, and sample stories at the start, the middle and the end.
     start = {"step": 0, **evaluate()}
     steps = s.dpo_epochs * len(batches)
     history = train(
@@ -118,11 +123,13 @@ def compare(tour):
     """9. Base, SFT, PPO and DPO write for the same held-out requests."""
     s = tour.settings
     requests = story_requests(s.n_prompts, tour.seed, "test")
+    # Let each of the four models write.
     sft, tokenizer = tour.load("sft")
     reference, found = make_reference(sft, TEMPERATURE), {}
     for name in ("base", "sft", "ppo", "dpo"):
         answers, gold, kl = write_stories(tour, tour.load(name)[0], reference, tokenizer, requests)
         found[name] = {"gold": gold, "kl": sum(kl) / len(kl), "answers": answers}
+    # Score their stories against those of SFT.
     rows, measures = [], {}
     for name, one in found.items():
         low, high = bootstrap_interval(one["gold"], tour.seed)

@@ -28,8 +28,10 @@ def sft(tour):
     s = tour.settings
     torch.manual_seed(tour.seed)
     model, tokenizer = tour.load("base")
+    # Ask the base before training.
     held_out = instructions(s.n_answers, tour.seed, "test", READING)
     before = ask_all(model, tokenizer, held_out, tour.seed)
+    # Tune it on the mixture, then ask again.
     rows = mixture(s.n_instructions, tour.seed)
     history = tune_on_chats(
         model, tokenizer, rows, steps=s.sft_steps, lr=s.sft_lr, batch_size=s.sft_batch,
@@ -37,6 +39,7 @@ def sft(tour):
     model.eval()
     save_model(model, tokenizer, tour.out / "sft")
     after = ask_all(model, tokenizer, held_out, tour.seed)
+    # Score each task before and after.
     table = []
     for task in READING:
         scores = {"base": score(before, held_out, task), "SFT": score(after, held_out, task)}

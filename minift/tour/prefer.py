@@ -26,6 +26,7 @@ def preferences(tour):
     """5. Two sampled stories for each request; a simulated annotator with Bradley-Terry noise chooses one."""
     s = tour.settings
     model, tokenizer = tour.load("sft")
+    # Sample two stories for each request, and let the annotators choose.
     rows, kept = {}, {}
     for split, n in (("train", s.n_pairs), ("valid", s.n_pairs_valid)):
         requests = story_requests(n, tour.seed, split)
@@ -38,6 +39,7 @@ def preferences(tour):
         kept[split] = len(pairs)
         saved = [{**row, "gold": list(row["gold"])} for row in rows[split]]
         write_jsonl(tour.out / f"preferences-{split}.jsonl", saved)
+    # Measure how often the choice is the rubric's.
     gaps = [row["gold"][0] - row["gold"][1] for row in rows["train"]]
     agreed = sum((gap > 0) + (gap == 0) / 2 for gap in gaps) / len(gaps)
     draw.draw_preferences(tour, gaps)
@@ -70,14 +72,17 @@ def reward(tour):
     s = tour.settings
     torch.manual_seed(tour.seed)
     sft, tokenizer = tour.load("sft")
+    # Train a score head on the SFT model's body.
     model = TokenScorer(sft.body)
     examples = pair_examples(tour, tokenizer, "train", sft.config.context_length)
     batches = Batches(examples, 16, lambda rows: collate_pairs(rows, tokenizer.pad_id), seed=tour.seed)
     steps = s.reward_epochs * len(batches)
     history = train(model, batches, make_reward_loss(model), steps=steps, lr=s.reward_lr, name="reward")
+    # Score held-out pairs, and shift the scores to mean 0 and standard deviation 1.
     chosen, rejected, gold = score_held_out(tour, model.eval(), tokenizer)
     normalise_scores(model, torch.cat([chosen, rejected]))
     save_model(model, tokenizer, tour.out / "reward")
+    # Compare the scores with the rubric's and the annotators' choices.
     decided = [i for i, (a, b) in enumerate(gold) if a != b]
     right = [bool(chosen[i] > rejected[i]) == (gold[i][0] > gold[i][1]) for i in decided]
     probability = torch.sigmoid(chosen - rejected)

@@ -86,6 +86,7 @@ def draw(path, found):
     """Two pictures: the scores of each way on both tests, and exact match of each way on each cluster of tasks."""
     ways = list(found)
     fig, (left, right) = show.figure(1, 2, width=12, height=4.8)
+    # Left: the scores of each way, one bar for each test.
     for test, measure, label, shift in (
             ("tasks", "exact", "unread tasks, exact match", -0.2),
             ("people", "rouge", "unread rows by people, ROUGE-L", 0.2)):
@@ -97,6 +98,7 @@ def draw(path, found):
     left.invert_yaxis()
     left.set_xlabel("score (mean and standard deviation of the seeds)")
     left.legend(frameon=False)
+    # Right: exact match of each way on each cluster.
     clusters = list(found[ways[0]]["scores"]["tasks"]["clusters"])
     grid = [[found[way]["scores"]["tasks"]["clusters"][name]["mean"] for name in clusters] for way in ways]
     right.imshow(grid, vmin=0, vmax=1, cmap="Blues", aspect="auto")
