@@ -166,6 +166,7 @@ def keep_likely(logprobs, top_k, top_p):
 
 def check(config, input_ids, attention_mask, max_new_tokens, temperature, top_k, top_p):
     """Refuse settings that cannot work before any is tried; returns the mask as bool, or None if nothing is padded."""
+    # The prompts, and each setting alone.
     if input_ids.dim() != 2 or input_ids.numel() == 0:
         raise MiniftError(
             f"prompts must be ids of shape (B, T) with B, T >= 1; got shape {tuple(input_ids.shape)}")
@@ -175,10 +176,12 @@ def check(config, input_ids, attention_mask, max_new_tokens, temperature, top_k,
         check_whole("top_k", top_k, least=1)
     if top_p is not None:
         check_number("top_p", top_p, above=0, most=1)
+    # Prompt and answer together must fit into the context.
     if input_ids.shape[1] + max_new_tokens > config.context_length:
         raise MiniftError(
             f"prompt of {input_ids.shape[1]} + max_new_tokens {max_new_tokens} is beyond the context of "
             f"{config.context_length} tokens; shorten one of them")
+    # Every row must end with a real token: the next one is sampled after it.
     if attention_mask is None:
         return None
     mask = attention_mask.bool()

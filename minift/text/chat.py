@@ -94,6 +94,7 @@ def check_messages(messages, where="messages", need_assistant=False):
     if not isinstance(messages, list) or not messages:
         raise MiniftError(
             f"{where}: expected a list of messages, at least one; got {messages!r:.80}")
+    # Each message alone, then its place in the order of turns.
     expected = "user"
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
@@ -115,6 +116,7 @@ def check_messages(messages, where="messages", need_assistant=False):
                 f"{where}[{i}]: a turn of the role {role!r}, expected {expected!r}; user and assistant "
                 "take turns, the user begins, and only the first message may be the system's")
         expected = "assistant" if role == "user" else "user"
+    # The whole conversation must hold something to learn from or to answer.
     if need_assistant and not any(message["role"] == "assistant" for message in messages):
         raise MiniftError(
             f"{where}: no assistant turn, so that there is nothing to learn; add the answer")

@@ -74,12 +74,14 @@ def collate_pairs(examples, pad_id):
     Examples with the reference's sums (from add_reference_logprobs) also give ref_chosen_logprobs and
     ref_rejected_logprobs, (B,). The masks come from the lengths, never from the ids.
     """
+    # One length for both sides, so that chosen and rejected can go through the model as one batch.
     length = max(
         (len(example[f"{side}_input_ids"]) for example in examples for side in SIDES), default=0)
     batch = {}
     for side in SIDES:
         rows = [example[f"{side}_input_ids"] for example in examples]
         masks = [example[f"{side}_response_mask"] for example in examples]
+        # Check that ids and mask belong together, then pad both.
         for number, (row, mask) in enumerate(zip(rows, masks)):
             if len(row) != len(mask):
                 raise MiniftError(
@@ -88,6 +90,7 @@ def collate_pairs(examples, pad_id):
         batch[f"{side}_attention_mask"] = pad(
             [[True] * len(row) for row in rows], False, length=length)
         batch[f"{side}_response_mask"] = pad(masks, False, length=length)
+        # The reference's sums, if every pair has them.
         sums = [example[f"ref_{side}_logprobs"] for example in examples if f"ref_{side}_logprobs" in example]
         if 0 < len(sums) < len(examples):
             raise MiniftError(

@@ -21,15 +21,18 @@ def clusters(tour):
     s = tour.settings
     torch.manual_seed(tour.seed)
     model, tokenizer = tour.load("base")
+    # Withhold one cluster, and check that none of its rows leaks into the training rows.
     rows = world_chats(s.n_cluster_rows, tour.seed)
     fold = next(fold for fold in leave_one_cluster_out(rows) if fold.cluster == WITHHELD)
     check_leaks(fold.train, fold.test)
+    # Assess the withheld tasks, tune on all others, assess again.
     before = assess(model, tokenizer, fold.test)
     tune_on_chats(model, tokenizer, fold.train, steps=s.cluster_steps, lr=s.cluster_lr, seed=tour.seed)
     after = assess(model.eval(), tokenizer, fold.test)
     scores = {
         metric: [sum(found[metric].values()) / len(found[metric]) for found in (before, after)]
         for metric in METRICS}
+    # Draw; the study's own picture comes along if the repository is there.
     draw_fold(tour, scores)
     pictures = [tour.picture("clusters")]
     if STUDY.exists():

@@ -216,15 +216,18 @@ def pretrain_encoder(out, recipe=ENCODER, progress=True):
     seed, length = recipe["seed"], recipe["config"]["context_length"]
     torch.manual_seed(seed)
     tokenizer = base_tokenizer(seed)
+    # Documents to learn from, and others to measure on.
     n = recipe["n_documents"]
     rows = encoder_rows(tokenizer, n, seed, "train", length)
     valid_rows = encoder_rows(tokenizer, 400, seed, "valid", length)
     model = MaskedLanguageModel(config_of(recipe, tokenizer))
     init_encoder(model, recipe["init_std"])
+    # Fresh masks in every epoch for training, the same masks each time for validation.
     batches = masked_batches(
         tokenizer, rows, recipe["batch_size"], seed, recipe["hidden"])
     valid = masked_batches(
         tokenizer, valid_rows, 64, fresh=False, shuffle=False)
+    # Two guesses without a network, to compare with.
     bigrams = Bigrams(
         rows[:20_000], tokenizer.vocab_size, tokenizer.special.values())
     frequent, bigram = bigrams.accuracies(valid)
