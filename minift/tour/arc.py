@@ -15,7 +15,7 @@ BOXES = {
                                            " → {new_perplexity:.1f}"),
     "lora": ((2, 0), "LoRA", "{lora_share_trained:.0%} of the parameters,\n{lora_share_of_gain:.0%} of the gain"),
     "sft": ((0, 1), "Instruction tuning (SFT)", "exact answers:\n{exact_match_before:.0%} → {exact_match:.0%}"),
-    "preferences": ((1, 1), "Preferences", "people agree with\nthe gold order: {annotator_agreement:.0%}"),
+    "preferences": ((1, 1), "Preferences", "annotators agree with\nthe gold order: {annotator_agreement:.0%}"),
     "reward": ((2, 1), "Reward model", "held-out pairs\nin gold order: {reward_accuracy_gold:.0%}"),
     "ppo": ((3, 1), "PPO", "wins against SFT:\n{win_rate_ppo:.0%}"),
     "dpo": ((3, 2), "DPO", "wins against SFT:\n{win_rate_dpo:.0%}"),
