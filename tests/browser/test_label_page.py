@@ -138,7 +138,8 @@ def test_compare_by_mouse_and_keyboard(tmp_path, visit):
         visit.complaints.clear()                # the browser's own word about the lost connection
     rows = rows_of(out)
     assert [row["chosen"] for row in rows] == chosen and len(undecided(out)) == 2
-    assert all(0 < row["seconds"] < 60 and row["annotator"] == "Ada" for row in rows)
+    assert all(0 <= row["seconds"] < 60 and row["annotator"] == "Ada" for row in rows)
+    assert any(row["seconds"] > 0 for row in rows)      # the server rounds to 0.01 s, and a test may press a key sooner
 
 
 def test_annotate_by_mouse_and_keyboard(tmp_path, visit):
