@@ -63,8 +63,9 @@ def number_labels(examples, labels, whose):
 
 def in_order(names):
     """Sorted; by value when all are whole numbers, so that 10 comes after 9."""
-    numeric = all(name.removeprefix("-").isdecimal() for name in names)
-    return sorted(names, key=(lambda name: (int(name), name)) if numeric else None)
+    if all(name.removeprefix("-").isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
 
 
 def listed(names):

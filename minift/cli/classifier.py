@@ -32,19 +32,21 @@ def train_classifier(options):
     labels = class_names(data, held_out=not options.valid)
     run.set_data(data)
     model = SequenceClassifier(run.model.body, len(labels), options.pooling, labels)
-    run.set_model(freeze(model) if options.regime == "freeze" else model)
     if options.regime == "freeze":
+        run.set_model(freeze(model))
         with run.recorded():
             probe(run, data, run.settings.lr, options.steps)
             run.save()
     else:
+        run.set_model(model)
         if options.regime == "probe-then-full":
             unfreeze(probe(run, data))
         collate = partial(collate_labelled, pad_id=run.tokenizer.pad_id)
         run.train(
             make_classification_loss(model), run.batches(data.train, collate),
             run.batches(data.valid, collate, shuffle=False))
-    run.finish(**({"validation": measure(run, data, labels)} if data.valid else {}))
+    result = {"validation": measure(run, data, labels)} if data.valid else {}
+    run.finish(**result)
 
 
 def check_choice(options):

@@ -83,7 +83,7 @@ def check_form(form, make, rows, tokenizer, context, bad, n_show):
     if not sequences:
         return []
     n = print_lengths([ids for ids, _ in sequences], context)
-    n_learned = sum(label != IGNORE_INDEX for _, labels in sequences for label in labels)
+    n_learned = sum(len(labels) - labels.count(IGNORE_INDEX) for _, labels in sequences)
     print(f"  tokens in all: {n:,}, of which {n_learned:,} {learned} ({n_learned / n:.0%})")
     for ids, labels in sequences[:n_show]:
         print("  | " + coloured(tokenizer, ids[:context], labels[:context]).replace("\n", "\n  | "))
@@ -161,8 +161,9 @@ def estimate(model, tokenizer, sequences, batch_size):
     batch = collate([{"input_ids": ids, "labels": ids} for ids in part], tokenizer.pad_id)
     batch = {name: x.to(device) for name, x in batch.items()}
     encoder = isinstance(model, MaskedLanguageModel)
-    loss_fn = make_mlm_loss(model) if encoder else make_sft_loss(model)
+    loss_fn, epoch, cheap = make_sft_loss(model), "one epoch", "--lora"
     if encoder:
+        loss_fn, epoch, cheap = make_mlm_loss(model), "one epoch (mlm, or classify --full)", "classify --freeze"
         hidden = torch.arange(batch["labels"].shape[1], device=device) % HIDDEN == 1
         batch["labels"] = batch["labels"].masked_fill(~hidden, IGNORE_INDEX)
     # The first step only warms up.
@@ -174,7 +175,7 @@ def estimate(model, tokenizer, sequences, batch_size):
         seconds = time.perf_counter() - start
     total, speed = sum(map(len, sequences)), sum(map(len, part)) / seconds
     print(
-        f"one epoch{' (mlm, or classify --full)' * encoder} of {total:,} tokens: about {total / speed:,.0f} s "
+        f"{epoch} of {total:,} tokens: about {total / speed:,.0f} s "
         f"({speed:,.0f} tokens/s, measured on {device} with a batch of {len(part)})")
     n = sum(p.numel() for p in model.parameters())
     tokens, a_token = batch["input_ids"].numel(), config.n_layer * (10 * config.d_model + 4 * config.d_ff)
@@ -182,5 +183,5 @@ def estimate(model, tokenizer, sequences, batch_size):
     activations = 4 * (tokens * a_token + 3 * logits)
     print(
         f"memory: about {(16 * n + activations) / 2**20:,.0f} MiB (16 bytes a parameter for weights, gradients and "
-        f"AdamW; activations {activations / 2**20:,.0f}), with {'classify --freeze' if encoder else '--lora'} "
+        f"AdamW; activations {activations / 2**20:,.0f}), with {cheap} "
         f"{(4 * n + activations) / 2**20:,.0f} MiB; besides, PyTorch itself: some 300")

@@ -35,6 +35,7 @@ def run(options):
         raise MiniftError('generate needs one of --prompt "TEXT" and --data FILE.jsonl')
     if options.out:
         check_out_file(options.out, options.overwrite)
+    # Read the prompts; each must leave room for an answer.
     model, tokenizer = open_kind(options.model, LanguageModel, "generate")
     rows = [Row("--prompt", "prompt", {"prompt": options.prompt})]
     if options.data:
@@ -42,6 +43,7 @@ def run(options):
     prompts = [prompt_ids(row, tokenizer, options.raw) for row in rows]
     for row, ids in zip(rows, prompts):
         room_to_answer(model, ids, options.max_new_tokens, row.where)
+    # Answer them all, then write the rows.
     model.to(pick_device(options.device))
     answers = write_answers(
         model, tokenizer, prompts, max_new_tokens=options.max_new_tokens,

@@ -60,7 +60,8 @@ def compare(options):
     """Compare two answers: those of --pairs, or two sampled from --model for each row of --prompts."""
     if bool(options.pairs) == bool(options.model) or bool(options.model) != bool(options.prompts):
         raise MiniftError("label compare needs either --model DIR with --prompts FILE, or --pairs FILE")
-    rows = read_rows([sampled(options)] if options.model else find_files(options.pairs), ("prompt",))
+    files = [sampled(options)] if options.model else find_files(options.pairs)
+    rows = read_rows(files, ("prompt",))
     items = [Compare.item(row.values, row.where) for row in rows]
     return say_left_out(Compare([item for item in items if item], options.seed), rows)
 
@@ -192,8 +193,10 @@ def agreement(people, ids, ratings):
     except MiniftError as error:
         lines.append(f"no {'other ' if lines else ''}measure of agreement: {error}")
     else:
-        shares = zip(people, annotation.agreement_with_others(ratings) if len(people) > 2 else ())
-        lines += [f"{name} agrees with the others on {share:.1%}" for name, share in shares if share is not None]
+        shares = annotation.agreement_with_others(ratings) if len(people) > 2 else ()
+        lines += [
+            f"{name} agrees with the others on {share:.1%}"
+            for name, share in zip(people, shares) if share is not None]
     return lines
 
 

@@ -39,6 +39,7 @@ def evaluate(options):
         check_out_file(options.out, options.overwrite)
     if not options.data:
         raise MiniftError("--data is missing; name the file that is to be measured on")
+    # Read only the forms of rows that the model can be judged on.
     files = find_files(options.data)
     model, tokenizer = open_kind(options.model, (LanguageModel, TokenScorer, SequenceClassifier), "evaluate")
     rows = read_rows(files, [form for form in MEASURES if (form == "label") == isinstance(model, SequenceClassifier)])
@@ -46,13 +47,15 @@ def evaluate(options):
         raise MiniftError(
             f"{options.model} is a reward model, which can be judged on {{prompt, chosen, rejected}} "
             "rows only")
+    # Measure the rows of each form by its own measure.
     model.to(pick_device(options.device))
     found = {}
     for measure in dict.fromkeys(MEASURES.values()):
         part = [row for row in rows if MEASURES[row.form] is measure]
         found |= measure(model, tokenizer, part, options) if part else {}
     for name, value in found.items():
-        print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        print(f"{name}: {shown}")
     if options.out:
         write_json(options.out, {"model": options.model, "data": options.data, **found})
 
@@ -61,9 +64,9 @@ def text_measures(model, tokenizer, rows, options):
     """Perplexity over all tokens; a long text in windows of --context tokens, each of which begins with no memory."""
     context = context_of(model, window(model, options.context))
     texts = [encode_text(row, Tally(), tokenizer) for row in rows]
-    windows = [
-        {"input_ids": ids, "labels": ids} for text in texts if text
-        for ids in token_windows(text["input_ids"], context - 1)]
+    windows = []
+    for text in filter(None, texts):
+        windows += [{"input_ids": ids, "labels": ids} for ids in token_windows(text["input_ids"], context - 1)]
     batches = Batches(windows, options.batch_size, lambda part: collate(part, tokenizer.pad_id), shuffle=False)
     nll, n_tokens = language_model_nll(model, batches)
     return {"texts": len(rows), "tokens": n_tokens, "loss": nll / n_tokens, "perplexity": perplexity(nll, n_tokens)}

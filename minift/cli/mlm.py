@@ -1,9 +1,9 @@
 """Masked training of an encoder on plain text: .txt, .md, or JSONL rows {"text"}."""
 
 from functools import partial
+from itertools import chain
 
 from minift.cli import options as add
-from minift.errors import MiniftError
 
 EXAMPLES = ["mlm --model data/encoder --data data/samples/text.jsonl --out runs/mlm"]
 
@@ -28,11 +28,8 @@ def run(options):
     from minift.core.heads import MaskedLanguageModel
     from minift.core.logprobs import IGNORE_INDEX
     from minift.methods.mlm import make_mlm_loss
-    if options.recipe:
-        repeat_recipe(options, "pretrain_encoder")
+    if repeat_recipe(options, "encoder"):
         return
-    if not options.model or not options.data:
-        raise MiniftError("mlm needs --model DIR and --data FILE (or --recipe encoder, which begins from nothing)")
     run = Run(options, MaskedLanguageModel)
     data = load(options, partial(encode_pieces, tokenizer=run.tokenizer, context=run.context), ("text",))
     batches, valid = masked(run, data.train), masked(run, data.valid, fresh=False)
@@ -49,14 +46,15 @@ def masked(run, documents, fresh=True):
     """Batches of the documents' pieces with hidden tokens: others in every epoch, or (fresh=False) always the same."""
     from minift.methods.mlm import Masked, letters_of
     from minift.text.segments import collate_ids
-    pieces = [piece for document in documents for piece in document]
+    pieces = list(chain.from_iterable(documents))
     if not pieces:
         return []
     options, tokenizer = run.options, run.tokenizer
     batches = run.batches(
         pieces, lambda part: collate_ids([piece["input_ids"] for piece in part], tokenizer.pad_id),
         shuffle=fresh)
+    letters = letters_of(tokenizer) if options.whole_words else None
     return Masked(
         batches, mask_id=tokenizer.special_id("<mask>"), special_ids=tokenizer.special.values(),
         vocab_size=tokenizer.vocab_size, seed=options.seed, probability=options.hidden,
-        letters=letters_of(tokenizer) if options.whole_words else None, fresh=fresh)
+        letters=letters, fresh=fresh)

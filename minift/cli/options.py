@@ -46,8 +46,10 @@ def number(kind, least, above=False, most=math.inf):
         except ValueError:
             value = math.nan
         if not (least < value if above else least <= value) or not value <= most or value == math.inf:
-            limit = f"{'above' if above else 'of at least'} {least}{f' and at most {most}' if most < math.inf else ''}"
-            raise argparse.ArgumentTypeError(f"expected a {'whole ' * (kind is int)}number {limit}, got {text!r}")
+            asked = "a whole number" if kind is int else "a number"
+            limit = f"above {least}" if above else f"of at least {least}"
+            limit += f" and at most {most}" if most < math.inf else ""
+            raise argparse.ArgumentTypeError(f"expected {asked} {limit}, got {text!r}")
         return value
     return read
 
@@ -85,7 +87,8 @@ def data(sub, text='JSONL files; patterns such as "mine/*.jsonl" are expanded', 
 
 def files(sub, text="a new folder for the result", required=True):
     sub.add_argument("--valid", metavar="FILE", nargs="+", help="what to keep the best on (default: a tenth of --data)")
-    sub.add_argument("--out", metavar="DIR" if required else "PATH", required=required, help=text)
+    metavar = "DIR" if required else "PATH"
+    sub.add_argument("--out", metavar=metavar, required=required, help=text)
 
 
 def machine(sub, seed=True):
@@ -131,11 +134,13 @@ def settle(options, model):
     """The Settings of a verb's options: what was asked for, else the default for a model of this size."""
     given = {field.name: getattr(options, field.name, None) for field in fields(Settings)}
     if given["lr"] is None and options.verb in RATES:
-        few_weights = bool(options.lora) or getattr(options, "regime", "") == "freeze"
-        given["lr"] = float(RATES[options.verb][2 * is_real(model) + few_weights])
-    for name, sizes in SIZES.items():
+        toy, real = RATES[options.verb][:2], RATES[options.verb][2:]
+        few_weights = options.lora or getattr(options, "regime", "") == "freeze"
+        for_all, for_few = real if is_real(model) else toy
+        given["lr"] = float(for_few) if few_weights else float(for_all)
+    for name, (toy, real) in SIZES.items():
         if given[name] is None and hasattr(options, name):
-            given[name] = sizes[is_real(model)]
+            given[name] = real if is_real(model) else toy
     if options.verb == "pretrain":
         given["context"] = window(model, options.context)
     return Settings(**given)
@@ -176,9 +181,10 @@ def training(sub, verb):
     rate(sub, verb)
     option(sub, "--epochs", "N", POSITIVE, EPOCHS[verb], "passes over the data")
     option(sub, "--steps", "N", COUNT, None, "optimizer steps, instead of --epochs")
-    encoder = verb in ("mlm", "classify")
-    sized(sub, "--batch-size", "rows in a batch", 16 if encoder else None)
-    sized(sub, "--accumulate", "batches in an optimizer step", 1 if encoder else None)
+    # An encoder has one default, whatever its size.
+    rows, batches = (16, 1) if verb in ("mlm", "classify") else (None, None)
+    sized(sub, "--batch-size", "rows in a batch", rows)
+    sized(sub, "--accumulate", "batches in an optimizer step", batches)
     sub.add_argument(
         "--dtype", metavar="NAME", choices=("float32", "bfloat16"), default="float32",
         help="float32, or bfloat16 on a CUDA device (default float32)")

@@ -33,13 +33,13 @@ def label_rows(options):
         raise MiniftError(f"dataset is empty: no text is left of {', '.join(options.predict)} ({tally})")
     model.to(pick_device(options.device))
     found = iter(predict(model, labelled_batches(used, tokenizer.pad_id, options.batch_size)).tolist())
-    written = [
-        labelled(row.values, model.labels, None if example is None else next(found))
-        for row, example in zip(rows, examples)]
+    probabilities = [None if example is None else next(found) for example in examples]
+    written = [labelled(row.values, model.labels, each) for row, each in zip(rows, probabilities)]
     if options.out:
         write_jsonl(options.out, written)
     else:
         print("\n".join(json.dumps(values, ensure_ascii=False) for values in written))
+    # Printed rows go to the standard output alone, so that they can be redirected into a file.
     report(tally, written, model.labels, sys.stdout if options.out else sys.stderr)
     if options.out:
         print(f"written to {options.out}")

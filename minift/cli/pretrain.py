@@ -3,7 +3,6 @@
 from functools import partial
 
 from minift.cli import options as add
-from minift.errors import MiniftError
 
 EXAMPLES = ["pretrain --model data/base --data data/samples/text.jsonl --out runs/pretrain"]
 # Tokens of the text that a sample continues, and tokens of the sample.
@@ -30,11 +29,8 @@ def run(options):
     from minift.evaluation.metrics import perplexity
     from minift.methods.pretrain import make_pretrain_loss, replay
     from minift.text.batches import collate, token_windows
-    if options.recipe:
-        repeat_recipe(options, "pretrain_base")
+    if repeat_recipe(options, "base"):
         return
-    if not options.model or not options.data:
-        raise MiniftError("pretrain needs --model DIR and --data FILE (or --recipe base, which begins from nothing)")
 
     # 1. The data: windows over all documents, some rows exchanged for old text.
     run = Run(options)

@@ -1,7 +1,7 @@
 """A reward model, from JSONL rows {"prompt", "chosen", "rejected"}."""
 
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 
 from minift.cli import options as add
 
@@ -32,8 +32,8 @@ def run(options):
 
     # Normalise the scores on some pairs, and save the model again.
     some = islice(make_batches(data.train), SCORED)
-    scores = [side for pair in score_pairs(run.model, some) for side in pair]
-    normalise_scores(run.model, torch.cat(scores))
+    scores = chain.from_iterable(score_pairs(run.model, some))
+    normalise_scores(run.model, torch.cat(list(scores)))
     run.save()
     run.finish()
 

@@ -4,11 +4,13 @@ In --out: the model (or, with --lora, the adapter), run.json (what was run, on w
 (a row a step), and until the run is finished state.safetensors, from which --resume goes on.
 """
 
+import argparse
 import contextlib
 import copy
 import math
 import platform
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -35,19 +37,27 @@ MAY_DIFFER = ("resume", "overwrite", "device", "checkpointing", "argv")
 ALPHA = 2
 
 
+@dataclass(eq=False)
 class Run:
     """A training run from its options to its result; the verbs call its methods in the order in which they stand."""
 
-    def __init__(self, options, kind=LanguageModel):
-        """kind: what --model must be, a class of core.heads or several."""
-        self.options, self.out, self.start = options, Path(options.out), time.time()
+    # The options of the command line.
+    options: argparse.Namespace
+    # What --model must be: a class of core.heads, or a tuple of them.
+    kind: type | tuple = LanguageModel
+
+    def __post_init__(self):
+        """Open the model, settle what the options leave open, and begin the record."""
+        # Check the device and the folder before the model is read.
+        options, self.start, self.out = self.options, time.time(), Path(self.options.out)
         self.state_path, self.metrics_path = self.out / "state.safetensors", self.out / "metrics.jsonl"
         self.device = pick_device(options.device)
         if getattr(options, "dtype", "") == "bfloat16" and self.device.type != "cuda":
             raise MiniftError(f"--dtype bfloat16 is slower than float32 on {self.device}; leave it out, or use CUDA")
         check_out(self.out, options.resume, options.overwrite, [options.model])
         torch.manual_seed(options.seed)
-        self.model, self.tokenizer = open_kind(options.model, kind, options.verb)
+        self.model, self.tokenizer = open_kind(options.model, self.kind, options.verb)
+        # Note with which settings, versions and device the run begins.
         self.settings = settle(options, self.model)
         recorded = {
             name: getattr(self.settings, name, value) for name, value in vars(options).items()
@@ -105,13 +115,14 @@ class Run:
         steps = o.steps or max(1, math.ceil(o.epochs * len(batches) / settings.accumulate))
         every = o.eval_every or max(1, steps // 10)
         # Train. With validation data, each new best is saved; without, the last.
+        watch = {}
+        if valid:
+            watch = {"evaluate": evaluate, "on_best": lambda row: self.save()}
         with self.recorded():
             history = train(
                 self.model, batches, loss_fn, steps=steps, lr=settings.lr, accumulate=settings.accumulate,
-                evaluate=evaluate if valid else None, eval_every=every,
-                on_best=(lambda row: self.save()) if valid else None, state_path=self.state_path,
-                save_every=every, resume=o.resume, metrics_path=self.metrics_path, dtype=o.dtype,
-                name=o.verb)
+                eval_every=every, save_every=every, state_path=self.state_path, resume=o.resume,
+                metrics_path=self.metrics_path, dtype=o.dtype, name=o.verb, **watch)
         if not valid:
             self.save()
         # Report the weights that were kept.
@@ -174,13 +185,21 @@ class Run:
         print(f"{best}; written to {self.out} in {self.record['seconds']} s")
 
 
-def repeat_recipe(options, name):
-    """Make a model of data/ anew, from nothing but its seed. name: of the function in world/recipes.py."""
-    # The recipes need the whole world, which other runs do not.
-    from minift.world import recipes
-    check_out(options.out, overwrite=options.overwrite)
-    manifest = getattr(recipes, name)(options.out)
-    print(f"the model of {manifest['n_parameters']:,} parameters is in {options.out}")
+def repeat_recipe(options, recipe):
+    """Make data/{recipe} anew when --recipe asks for it, from nothing but its seed; returns whether it did.
+
+    Raises MiniftError when neither --recipe is given nor --model and --data.
+    """
+    if options.recipe:
+        # The recipes need the whole world, which other runs do not.
+        from minift.world import recipes
+        check_out(options.out, overwrite=options.overwrite)
+        manifest = getattr(recipes, f"pretrain_{recipe}")(options.out)
+        print(f"the model of {manifest['n_parameters']:,} parameters is in {options.out}")
+    elif not options.model or not options.data:
+        raise MiniftError(
+            f"{options.verb} needs --model DIR and --data FILE (or --recipe {recipe}, which begins from nothing)")
+    return options.recipe is not None
 
 
 def with_lora(model, rank):

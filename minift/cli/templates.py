@@ -51,8 +51,10 @@ def adjudicated(rows):
     said = {(row["annotator"], row["id"]): row["label"] for row in rows}
     if len(said) == len(items):
         return list(items.values())
-    posteriors, _, labels = annotation.dawid_skene([[said.get((name, item)) for item in items] for name in people])
-    kept = [{**item, "label": labels[i]} for item, i in zip(items.values(), posteriors.argmax(1))]
-    changed = sum(row["label"] != said[name, row["id"]] for row in kept for name in people if (name, row["id"]) in said)
+    ratings = [[said.get((name, item)) for item in items] for name in people]
+    posteriors, _, labels = annotation.dawid_skene(ratings)
+    best = dict(zip(items, (labels[i] for i in posteriors.argmax(1))))
+    kept = [{**item, "label": best[name]} for name, item in items.items()]
+    changed = sum(label != best[item] for (_, item), label in said.items())
     print(f"{len(items)} items, labelled {len(said)} times by {', '.join(people)}; {changed} labels were overruled")
     return kept
