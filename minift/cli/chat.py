@@ -54,7 +54,7 @@ def ask(label):
 
 
 def fit_history(messages, model, tokenizer, max_new_tokens):
-    """(messages, ids, room): the oldest exchanges are forgotten until the answer has room; the system's turn stays.
+    """(messages, ids, room): drop the oldest exchanges until the answer has room; the system turn stays.
 
     room: tokens that the answer may have, 0 when not even the last turn alone fits.
     """

@@ -1,4 +1,4 @@
-"""The classes of a classifier: names in the user's files, numbers in the model, and in the end a small table.
+"""The classes of a classifier: names in the user's files, numbers in the model, and the confusion matrix in words.
 
 Left out: several labels for one text.
 """
@@ -15,8 +15,8 @@ SHOWN = 12
 def class_names(data, held_out):
     """The names of the classes in the training rows, in order; each example's label, a name, becomes its number.
 
-    held_out: the validation is our own choice, so rows of it whose label no training row has go back to training.
-    Raises MiniftError for a single class, and for a label of --valid that is new. Says what is rare or missing.
+    held_out: the validation rows were split off here; those with a label that no training row has go back to training.
+    Raises MiniftError for a single class, and for a new label in --valid. Prints which labels are rare or missing.
     """
     if held_out:
         take_back(data)

@@ -1,4 +1,4 @@
-"""What classify trains: a head on an encoder, frozen or trained along; and what it measures beside its baselines."""
+"""Train a classifier: a head on an encoder that is frozen or trained too; then measure it beside its baselines."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ from minift.evaluation.metrics import confusion_matrix
 from minift.methods.classify import PROBE, freeze, make_classification_loss, train_probe, unfreeze
 from minift.text.segments import collate_labelled
 
-# The probe has no use for them.
+# Options without effect when only the head is trained.
 OF_A_TRAINING = ("--epochs", "--accumulate", "--eval-every", "--dtype")
 
 
@@ -79,7 +79,7 @@ def measure(run, data, labels):
         for part in (data.train, data.valid))
     known, right = ([example["label"] for example in part] for part in (data.train, data.valid))
     rows, valid_rows = ([example["row"] for example in part] for part in (data.train, data.valid))
-    # Judge the classifier, and beside it what a guess without it would reach.
+    # Judge the classifier, and the baselines beside it.
     probabilities = predict(run.model, valid).cpu()  # (N, L)
     counts = confusion_matrix(probabilities.argmax(-1), right, range(n_label)).tolist()
     found = judge(probabilities, right)

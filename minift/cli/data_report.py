@@ -100,7 +100,7 @@ def print_lengths(rows, context):
 
 
 def check_labels(rows, tokenizer, context, bad, n_show):
-    """Report on rows with a label, where only the label is learned; returns their sequences, [(ids, ids)]."""
+    """Report on rows with a label; returns their sequences, [(ids, ids)], for the estimate of time and memory."""
     tally, encode = Tally(read=len(rows)), partial(encode_labelled_row, tokenizer=tokenizer, context=context)
     examples = [encode_row(encode, row, tally, bad) for row in without_duplicates(rows, tally, drop=False)]
     examples = [example for example in examples if example is not None]
@@ -118,7 +118,7 @@ def check_labels(rows, tokenizer, context, bad, n_show):
 
 
 def sequences_of(row, tally, tokenizer, context):
-    """What a row becomes: [(ids, labels)], two for a pair, empty when it is dropped; long texts in pieces."""
+    """The sequences of a row, [(ids, labels)]: two of a pair, none of a dropped row, several of a long text."""
     if row.form == "pair":
         pair = encode_preference(row, tally, tokenizer, context)
         return [
@@ -136,7 +136,7 @@ def sequences_of(row, tally, tokenizer, context):
 
 
 def pieces_of(row, tally, tokenizer, context):
-    """The same for an encoder: a text in pieces; [CLS] and [SEP] are not learned."""
+    """The same for an encoder: the pieces of a text; [CLS] and [SEP] are not learned."""
     special = set(tokenizer.special.values())
     return [
         (piece["input_ids"], [IGNORE_INDEX if i in special else i for i in piece["input_ids"]])

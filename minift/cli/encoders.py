@@ -1,4 +1,4 @@
-"""One encoder for each kind of data: encode(row, tally, ...) -> an example, or None, and why is counted."""
+"""One encoder for each kind of data: encode(row, tally, ...) -> an example, or None after counting the reason."""
 
 from minift.errors import MiniftError
 from minift.methods.sft import encode_example
@@ -9,7 +9,7 @@ from minift.text.segments import encode_segments
 
 
 def encode_text(row, tally, tokenizer):
-    """A document and then <eos>; training joins the documents, so that none is too long."""
+    """A document and then <eos>. Training joins all documents, so none is too long."""
     if not row.values["text"].strip():
         tally.dropped["empty text"] += 1
         return None
@@ -32,9 +32,9 @@ def encode_pieces(row, tally, tokenizer, context):
 
 
 def encode_labelled_row(row, tally, tokenizer, context):
-    """A text, or two, for a classifier; beyond the context the end is cut. "label": the name that the row gives.
+    """A text, or a pair of texts, for a classifier; what goes beyond the context is cut at the end.
 
-    The row itself stays with the example, for errors ("where") and for a bag of its words ("row").
+    "label" is the label's name in the row. "where" is for errors, "row" for the bag-of-words baseline.
     """
     text, pair, label = (row.values.get(name) for name in ("text", "text_pair", "label"))
     if pair is not None and not isinstance(pair, str):
@@ -51,7 +51,7 @@ def encode_labelled_row(row, tally, tokenizer, context):
 
 
 def messages_of(row):
-    """The conversation of a row with messages, or with prompt and completion; checked, an answer in it."""
+    """The conversation of a row with messages, or with prompt and completion; checked to hold an answer."""
     messages = row.values.get("messages")
     if row.form == "completion":
         if row.values.get("label") is False:
@@ -63,7 +63,7 @@ def messages_of(row):
 
 
 def encode_dialogue(row, tally, tokenizer, context):
-    """A conversation, learned on the assistant's tokens; beyond the context its end is cut."""
+    """A conversation whose assistant tokens are learned. What goes beyond the context is cut at the end."""
     input_ids, response_mask = encode_chat(tokenizer, messages_of(row))
     example = encode_example(input_ids, response_mask, context)
     if example is None:
@@ -74,7 +74,7 @@ def encode_dialogue(row, tally, tokenizer, context):
 
 
 def encode_preference(row, tally, tokenizer, context):
-    """A prompt with a chosen and a rejected answer; beyond the context the oldest words of the prompt are cut."""
+    """A prompt with a chosen and a rejected answer; a row that is too long loses the beginning of its prompt."""
     prompt, chosen, rejected = (row.values[name] for name in ("prompt", "chosen", "rejected"))
     chat_of(prompt, row.where)
     if not chosen.strip() or not rejected.strip():
@@ -90,7 +90,7 @@ def encode_preference(row, tally, tokenizer, context):
 
 
 def encode_request(row, tally, tokenizer, room):
-    """What a model is to answer: a prompt through the chat template, or a raw text. room: tokens that it may have."""
+    """A prompt in the chat template, or a raw text, for the model to answer. room: tokens that it may have."""
     prompt = row.values["text"] if row.form == "text" else row.values["prompt"]
     ids = tokenizer.encode(prompt) if row.form == "text" else encode_prompt(tokenizer, chat_of(prompt, row.where))
     if not ids:

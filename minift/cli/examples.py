@@ -1,4 +1,4 @@
-"""From the user's rows to training and validation examples: encode, drop what cannot teach, split, and count it all.
+"""From the user's rows to training and validation examples: encode, drop what teaches nothing, split, and count it.
 
 Every training verb goes through `load`; only `encode` differs. Left out: mixing files by weights.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from minift.cli.rows import Row, find_files, read_rows, sha256
 from minift.errors import MiniftError
 
-# Different prompts or texts; of fewer, a tenth would say nothing.
+# With fewer different prompts or texts, a tenth of them would be too few to validate on.
 ENOUGH_TO_SPLIT = 20
 
 
@@ -50,7 +50,7 @@ def load(options, encode, forms):
     Without --valid a seeded tenth of --data is held out. A file that is in both counts as --valid only. Raises
     MiniftError for the first bad row (with --skip-bad: counts it), and when nothing is left.
     """
-    # Find the files of both sides; none may be in both.
+    # Find the files; one that is in both --data and --valid counts as --valid.
     valid_files = find_files(options.valid or [])
     held = {path.resolve() for path in valid_files}
     files = [path for path in find_files(options.data) if path.resolve() not in held]
@@ -95,7 +95,7 @@ def encode_rows(files, encode, forms, options, tally):
 
 
 def encode_row(encode, row, tally, bad):
-    """encode(row, tally), the row's place in front of an error; the error goes to the list `bad`, if there is one."""
+    """encode(row, tally). An error names the row's file and line; it is added to the list `bad`, if there is one."""
     try:
         return encode(row, tally)
     except MiniftError as error:

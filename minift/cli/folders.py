@@ -1,4 +1,4 @@
-"""Places to write to, checked before any work is done for them; and the command, as it will stand there."""
+"""Check the place of --out before any work is done, clear it, and write the command as a user would type it."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ OURS = (
 
 
 def check_out(out, resume=False, overwrite=False, sources=()):
-    """MiniftError unless the folder `out` may be written: new, empty, or with `overwrite`; or holding a run to resume.
+    """MiniftError unless the folder `out` is new or empty, or has files and `overwrite`, or a stopped run and `resume`.
 
-    sources: folders that are read from, and must not be written over.
+    sources: folders that are read from and must not be overwritten.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():

@@ -26,7 +26,7 @@ DISPUTED = 5
 
 
 def label(options):
-    """Serve one of the three modes until Ctrl-C. What --out holds already stays, and the work continues there."""
+    """Serve one of the three modes until Ctrl-C. Rows that --out holds already stay, and new ones are added."""
     mode, prepare = MODES[options.mode]
     check_out_file(options.out, overwrite=True)
     record = Record(options.out, mode.required)
@@ -38,7 +38,7 @@ def label(options):
         print(f"the page{f' for {name}' if name else ''}: {server.url(name)}")
     print("Ctrl-C ends; the same command goes on later", flush=True)
     wait(server)
-    # A decision that is being written gets written.
+    # Wait for a decision that is being written.
     with work.lock:
         report(work)
 
@@ -69,7 +69,7 @@ def compare(options):
 def sampled(options):
     """The file NAME.pairs.jsonl beside --out, with pairs of answers by the model; sampled unless it is there already.
 
-    It is kept so that whoever comes back judges the same answers.
+    The file is kept, so that later sessions show the same answers.
     """
     path = sibling(options.out, "pairs")
     rows = read_rows(find_files(options.prompts), ("prompt",))
@@ -98,7 +98,7 @@ def sampled(options):
 
 
 def sample(model, tokenizer, rows, options):
-    """Two answers to each prompt, with a progress bar; every batch has random numbers of its own."""
+    """Sample two answers to each prompt, with a progress bar; each batch has its own random numbers."""
     pairs = []
     with tqdm(total=len(rows), desc="sampling") as bar:
         for i, part in enumerate(chunks(rows, options.batch_size)):
@@ -132,7 +132,7 @@ def write(options):
 
 
 def say_left_out(task, rows):
-    """The task, after saying how many rows are no items of it."""
+    """Print how many rows are not items of the task; returns the task."""
     left_out = len(rows) - len(task.items)
     if left_out:
         print(f"{left_out} rows left out: they repeat another, or their two answers are the same")
@@ -140,7 +140,7 @@ def say_left_out(task, rows):
 
 
 def names(given):
-    """The annotators, each name checked, none twice."""
+    """The annotators' names, checked; MiniftError when one is there twice."""
     alone = Work(Write(), None)
     checked = [alone.checked(name) for name in given]
     if len(set(checked)) < len(checked):

@@ -17,9 +17,9 @@ N_ROWS = 36 * 24
 
 
 def leave_out(options):
-    """All folds for the seeds and numbers of clusters that were asked for; a table, results.json and a chart in --out.
+    """Run all folds for the given seeds and numbers of clusters; write a table, results.json and a chart to --out.
 
-    Every finished fold is on disk; the same command goes on with what is left.
+    Each finished fold is saved; the same command goes on with those that are left.
     """
     if not options.out or Path(options.out).is_file():
         raise MiniftError("--leave-one-cluster-out needs --out with the name of a folder, in which it keeps its folds")
@@ -60,7 +60,7 @@ def read_chats(patterns, model, tokenizer):
 
 
 def numbers_of_clusters(wanted, rows):
-    """0 (the base itself) and the wanted numbers; one that is all there are, or more, is "all"."""
+    """0 (the base itself) and the wanted numbers; a number that takes in all clusters becomes "all"."""
     most = len(leave_one_cluster_out(rows)) - 1
     numbers = ["all" if n == "all" or n >= most else n for n in wanted]
     return [0, *dict.fromkeys(numbers)]

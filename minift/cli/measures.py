@@ -61,7 +61,7 @@ def evaluate(options):
 
 
 def text_measures(model, tokenizer, rows, options):
-    """Perplexity over all tokens; a long text in windows of --context tokens, each of which begins with no memory."""
+    """Perplexity over all tokens. A long text is cut into windows of --context tokens; each is read on its own."""
     context = context_of(model, window(model, options.context))
     texts = [encode_text(row, Tally(), tokenizer) for row in rows]
     windows = []
@@ -93,12 +93,9 @@ def answer_measures(model, tokenizer, rows, options):
 
 
 def pair_measures(model, tokenizer, rows, options):
-    """How often the chosen answer is above the rejected one: by score, by implicit reward, or by log-probability."""
-    tally, context = Tally(), context_of(model, options.context)
-    examples = [encode_preference(row, tally, tokenizer, context) for row in rows]
-    examples = [example for example in examples if example is not None]
-    if not examples:
-        raise MiniftError(f"dataset is empty: no pair is left ({tally})")
+    """How often the chosen answer gets more than the rejected one: score, implicit reward, or log-probability."""
+    context = context_of(model, options.context)
+    examples, _ = encode_usable(rows, partial(encode_preference, tokenizer=tokenizer, context=context), "pair")
     if isinstance(model, TokenScorer):
         name, gaps = "pair_accuracy", score_gaps(model, examples, tokenizer, options.batch_size)
     else:
@@ -131,17 +128,23 @@ def logprob_gaps(model, examples, tokenizer, batch_size):
 
 def label_measures(model, tokenizer, rows, options):
     """What a classifier does on rows with a label."""
-    tally = Tally(read=len(rows))
     encode = partial(encode_labelled_row, tokenizer=tokenizer, context=context_of(model, options.context))
-    examples = [encode_row(encode, row, tally, None) for row in rows]
-    examples = [example for example in examples if example is not None]
-    tally.used = len(examples)
-    if not examples:
-        raise MiniftError(f"dataset is empty: no row is left ({tally})")
+    examples, tally = encode_usable(rows, encode, "row")
     number_labels(examples, model.labels, "the classifier knows")
     print(tally)
     probabilities = predict(model, labelled_batches(examples, tokenizer.pad_id, options.batch_size))
     return {"rows": len(examples), **judge(probabilities, [example["label"] for example in examples])}
+
+
+def encode_usable(rows, encode, name):
+    """(examples, tally) of the rows that can be used; MiniftError when there is none. name: of a row, for the error."""
+    tally = Tally(read=len(rows))
+    examples = [encode_row(encode, row, tally, None) for row in rows]
+    examples = [example for example in examples if example is not None]
+    tally.used = len(examples)
+    if not examples:
+        raise MiniftError(f"dataset is empty: no {name} is left ({tally})")
+    return examples, tally
 
 
 def judge(probabilities, right):

@@ -43,7 +43,7 @@ def run(options):
 
 
 def masked(run, documents, fresh=True):
-    """Batches of the documents' pieces with hidden tokens: others in every epoch, or (fresh=False) always the same."""
+    """Batches of the documents' pieces with hidden tokens: new ones in each epoch, or (fresh=False) always the same."""
     from minift.methods.mlm import Masked, letters_of
     from minift.text.segments import collate_ids
     pieces = list(chain.from_iterable(documents))

@@ -1,4 +1,4 @@
-"""Open whatever --model names: a model folder, or an adapter folder, which leads to its base; and check its use."""
+"""Open what --model names, a model folder or an adapter folder, and check that it suits the verb."""
 
 from pathlib import Path
 
@@ -24,9 +24,9 @@ def is_adapter(path):
 
 
 def open_model(path):
-    """(model, tokenizer) of a folder; an adapter's base is opened where the adapter says, and the adapter put into it.
+    """(model, tokenizer) of a folder. An adapter is put into its base, which the adapter's config names.
 
-    An adapter that was trained as a reward model has its score head with it; of the base it needs the body only.
+    The adapter of a reward model holds the score head too, so only the body of the base is used.
     """
     if not is_adapter(path):
         return load_model(path)
@@ -47,7 +47,10 @@ def open_model(path):
 
 
 def open_kind(path, kind, purpose):
-    """open_model, when it must be of one kind (or of some) and have a tokenizer. purpose: who asks, for the error."""
+    """open_model, for a model that must be of one kind (or one of several) and have a tokenizer.
+
+    purpose: the verb or option that needs it, for the error.
+    """
     model, tokenizer = open_model(path)
     if not isinstance(model, kind):
         needed = " or ".join(KINDS[one] for one in (kind if isinstance(kind, tuple) else (kind,)))

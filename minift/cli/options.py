@@ -1,7 +1,8 @@
-"""What the options of the verbs are made of, with their defaults; impossible values are refused here, before any work.
+"""The options that verbs share, with their defaults. Impossible values are refused here, before any work begins.
 
-Learning rate and batch depend on the model, which is not open yet when the command is read: settle() works them out
-then. A model trained from scratch in minutes wants learning rates a hundred times as high as a large pretrained one.
+The defaults of learning rate and batch size depend on the model. It is not open yet when the command is read, so
+settle() works them out later. A small model that was trained in minutes needs learning rates a hundred times as high as
+a large pretrained one.
 """
 
 import argparse
@@ -10,16 +11,16 @@ from dataclasses import dataclass, fields
 
 from minift.errors import MiniftError
 
-# verb -> learning rate for the toy, the same where few weights are trained (LoRA, or a classifier's head alone); then
-# both for a real model, LoRA's as they suited SmolLM2-135M in a dozen steps or two
+# Verb -> four learning rates. The first two are for the toy: all weights, or few of them (LoRA, a classifier's head).
+# The last two are the same for a real model; those of LoRA were chosen on SmolLM2-135M, in runs of 12 to 24 steps.
 RATES = {
     "pretrain": ("2e-3", "1e-2", "2e-5", "1e-3"), "sft": ("1.5e-3", "1e-2", "2e-5", "1e-3"),
     "reward": ("5e-4", "5e-3", "1e-5", "1e-3"), "dpo": ("3e-4", "3e-3", "1e-6", "5e-4"),
     "ppo": ("2e-4", "2e-3", "1e-6", "5e-4"), "mlm": ("1e-3", None, "5e-5", None),
     "classify": ("5e-4", "2e-2", "2e-5", "2e-2")}
-# Parameters from which on a model counts as a real one.
+# A model with at least so many parameters counts as a real one.
 REAL = 20_000_000
-# Option -> its default for the toy, and for a real model, which is to fit into 4 GB.
+# Option -> its default for the toy and for a real model, whose training should fit into 4 GB.
 SIZES = {
     "batch_size": (16, 4), "accumulate": (1, 4), "minibatch_size": (16, 4)}
 # Tokens of a row when a real model is trained on plain text.
@@ -131,7 +132,7 @@ class Settings:
 
 
 def settle(options, model):
-    """The Settings of a verb's options: what was asked for, else the default for a model of this size."""
+    """The Settings for a verb: each as the options give it, else the default for a model of this size."""
     given = {field.name: getattr(options, field.name, None) for field in fields(Settings)}
     if given["lr"] is None and options.verb in RATES:
         toy, real = RATES[options.verb][:2], RATES[options.verb][2:]
@@ -151,7 +152,7 @@ def is_real(model):
 
 
 def window(model, asked):
-    """Tokens of a row of plain text: as many as asked for, or the model's context, but of a real model's WINDOW."""
+    """Tokens of a row of plain text: `asked`, else the model's context; for a real model at most WINDOW."""
     longest = model.config.context_length
     return asked or (min(WINDOW, longest) if is_real(model) else longest)
 

@@ -1,4 +1,4 @@
-"""What ppo does around train_ppo: the value model at first, and a look at held-out prompts now and then."""
+"""What the verb ppo adds to train_ppo: the first value model, and measurements on held-out prompts."""
 
 import copy
 import json
@@ -59,9 +59,9 @@ def ppo(options):
 
 
 def first_values(run, reward_model):
-    """The value model: a copy of a reward model that is built as the policy, else the policy's body, all values 0.
+    """The value model. It starts as a copy of the reward model, if that has the policy's sizes, else from the policy.
 
-    With LoRA the copy has no body's weights of its own: those it is made from stay as they are, so both can use them.
+    A copy of the policy gets a head that gives 0. With LoRA the body's weights are frozen, so the copy shares them.
     """
     known = reward_model is not None and reward_model.config == run.model.config
     body = reward_model.body if known else run.model.body
@@ -76,7 +76,7 @@ def first_values(run, reward_model):
 
 
 class Watch:
-    """What happens after each iteration: a row in metrics.jsonl, and now and then a look at held-out prompts."""
+    """Called after each iteration: writes a row to metrics.jsonl; every few iterations it measures held-out prompts."""
 
     def __init__(self, run, config, reward_fn, reference, prompts):
         self.run, self.config, self.reward_fn, self.reference, self.prompts = run, config, reward_fn, reference, prompts
@@ -93,7 +93,7 @@ class Watch:
         return max(measured, key=lambda row: row["valid_objective"], default=None)
 
     def __call__(self, row):
-        # A resumed run goes back some iterations.
+        # A resumed run repeats some iterations; the new rows replace the old ones.
         self.rows = [old for old in self.rows if old["iteration"] < row["iteration"]]
         last = row["iteration"] == self.run.options.iterations
         if self.prompts and (last or row["iteration"] % self.every == 0):

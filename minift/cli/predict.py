@@ -26,7 +26,7 @@ def label_rows(options):
     tally = Tally(read=len(rows))
     encode = partial(encode_labelled_row, tokenizer=tokenizer, context=context_of(model, options.context))
     examples = [encode_row(encode, row, tally, None) for row in rows]
-    # The batches want some label.
+    # labelled_batches needs a label; predict does not use it.
     used = [{**example, "label": 0} for example in examples if example is not None]
     tally.used = len(used)
     if not used:

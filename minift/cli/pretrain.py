@@ -32,7 +32,7 @@ def run(options):
     if repeat_recipe(options, "base"):
         return
 
-    # 1. The data: windows over all documents, some rows exchanged for old text.
+    # 1. The data: windows over all documents; with --replay some rows are replaced by old text.
     run = Run(options)
     data = load(options, partial(encode_text, tokenizer=run.tokenizer), ("text",))
     windows = join_windows(run, data.train)
@@ -46,7 +46,7 @@ def run(options):
         valid += [{"input_ids": ids, "labels": ids} for ids in token_windows(example["input_ids"], run.context - 1)]
     valid = run.batches(valid, partial(collate, pad_id=run.tokenizer.pad_id), shuffle=False)
 
-    # 2. Train, between two samples of the same text.
+    # 2. Train, with a sample before and one after, both from the same prompt.
     prompt = (data.valid or data.train)[0]["input_ids"][:SAMPLE_PROMPT]
     sample = partial(continuation, run.model, run.tokenizer, prompt, SAMPLE_LENGTH, options.seed)
     texts = {"sample_before": sample()}
@@ -61,7 +61,7 @@ def run(options):
 
 
 def join_windows(run, examples):
-    """Windows over all documents joined, as long as the context, or as a text that is shorter than it."""
+    """Windows over all documents joined. A window is as long as the context, or as the text if that is shorter."""
     from minift.text.batches import Windows
     ids = []
     for example in examples:

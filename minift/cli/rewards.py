@@ -57,9 +57,9 @@ def blame(error, file):
 
 
 def reward_from_function(function, name, tokenizer, prompts):
-    """A reward_fn(generation) -> (B,) for train_ppo that calls function(prompts, responses) -> as many finite numbers.
+    """A reward_fn(generation) -> (B,) for train_ppo, made of function(prompts, responses) -> a finite number for each.
 
-    prompts: ids (a tuple) -> the prompt as it stands in the user's data, which is what the function gets to see.
+    prompts: ids (a tuple) -> the prompt as it stands in the user's data; this is what the function gets.
     """
     def reward_fn(generation):
         asked, answers = [], []

@@ -1,8 +1,8 @@
-"""The user's files, read row by row: JSON Lines in six forms, or plain text; patterns are expanded here.
+"""Read the user's files row by row: JSON Lines in six forms, or plain text. Patterns are expanded here.
 
-The forms are those of TRL's datasets; where it writes an answer as a list of messages, the row gets the answer's text.
-A row keeps its place ("train.jsonl:7"), so that whatever is wrong with it later can be found. Left out: CSV, compressed
-files, reading while training (the data of a fine-tuning run fit into memory), answers of several turns in a pair.
+The forms are those of TRL's datasets. An answer that is a list of messages becomes its text. A row keeps its file and
+line ("train.jsonl:7"), so that later errors can name them. Left out: CSV, compressed files, reading while training (the
+data of a fine-tuning run fit into memory), answers of several turns in a pair.
 """
 
 import codecs
@@ -16,7 +16,7 @@ from minift.core.files import read_bytes
 from minift.errors import MiniftError
 from minift.text.jsonl import parse_line
 
-# Form -> the keys that make it; a row is of the first form that is of use and whose keys it has.
+# Form -> its keys. A row has the first form that the verb can use and whose keys are all there.
 FORMS = {
     "messages": ("messages",),
     "pair": ("prompt", "chosen", "rejected"),
@@ -25,7 +25,7 @@ FORMS = {
     # A second text may stand in "text_pair".
     "label": ("text", "label"),
     "text": ("text",)}
-# Keys whose values may be something else than a string.
+# Keys whose values need not be strings.
 TYPES = {
     "messages": (list, "a list"), "prompt": ((str, list), "a string or a list of messages"),
     "label": ((str, int), "a string or a whole number, since a label is a name")}
@@ -48,7 +48,7 @@ class Row:
         return json.dumps([self.values.get(name) for name in names], sort_keys=True)
 
     def source(self):
-        """What must not be on both sides of a split: the prompt, the (first) text, or all of a row that has neither."""
+        """What a split must keep on one side: the prompt, or the (first) text, or the whole row if it has neither."""
         name = next((name for name in ("prompt", "text") if name in FORMS[self.form]), None)
         return self.key() if name is None else json.dumps(self.values[name], sort_keys=True)
 
@@ -96,7 +96,7 @@ def is_plain(path):
 def split(path):
     """(PATH:LINE, bytes) of each line that is not blank; a plain text file is one piece."""
     data = read_bytes(path).removeprefix(codecs.BOM_UTF8)
-    # Bytes: U+2028 inside a string ends no line.
+    # Split bytes, not text: str.splitlines would also split at U+2028 inside a string.
     pieces = [data] if is_plain(path) else data.split(b"\n")
     return [(f"{path}:{number}", piece) for number, piece in enumerate(pieces, start=1) if piece.strip()]
 

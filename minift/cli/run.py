@@ -1,7 +1,7 @@
 """One training run, whatever the method: its folder, its record, its Ctrl-C, and the best weights so far.
 
-In --out: the model (or, with --lora, the adapter), run.json (what was run, on what, and what came of it), metrics.jsonl
-(a row a step), and until the run is finished state.safetensors, from which --resume goes on.
+In --out: the model (with --lora: the adapter), run.json (the command, its data and its results) and metrics.jsonl (one
+row a step). Until the run is finished there is also state.safetensors, from which --resume goes on.
 """
 
 import argparse
@@ -66,19 +66,19 @@ class Run:
             "status": "running", "command": command(options.argv), "seed": options.seed, "settings": recorded,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "device": str(self.device), **machine_record()}
-        # What an adapter will be for.
+        # The base that a saved adapter belongs to.
         self.base = Path(options.model)
-        # With LoRA upon an adapter: the model with that adapter merged, to be saved.
+        # With --lora and an adapter as --model: the base with that adapter merged. It is saved as the new base.
         self.new_base = None
         if is_adapter(options.model):
             self.model = plain_copy(self.model)
-            # They stay frozen, so a second copy is spared.
+            # These weights stay frozen, so both models share them.
             shared = {id(p): p for p in self.model.parameters()}
             self.new_base = copy.deepcopy(self.model, shared) if options.lora else None
         self.context = context_of(self.model, self.settings.context)
 
     def set_data(self, data):
-        """Note the data in the record; with --resume they and all settings must be those with which the run began."""
+        """Note the data in the record. With --resume, data and settings must equal those of the run's beginning."""
         self.record |= {
             "data": data.files, "validation": data.valid_from,
             "rows": {name: vars(tally) for name, tally in data.tallies.items()},
@@ -94,7 +94,7 @@ class Run:
                         f"{now.get(name)}; repeat the command that stands in {self.out / 'run.json'}")
 
     def set_model(self, model):
-        """The model to train, on the device; with --lora an adapter around it (a new score head is trained besides)."""
+        """Put the model to train on the device. With --lora its weights are frozen, except a new score head's."""
         self.model = with_lora(model, self.options.lora).to(self.device)
         self.model.body.checkpointing = self.options.checkpointing
         n_all = sum(p.numel() for p in model.parameters())
@@ -107,7 +107,10 @@ class Run:
         return Batches(examples, self.settings.batch_size, collate, self.options.seed, shuffle) if examples else []
 
     def train(self, loss_fn, batches, valid_batches):
-        """Train by `loss_fn` and keep the best on valid_batches (or the last): metrics (before, of the kept)."""
+        """Train by `loss_fn`, and keep the weights that are best on valid_batches (without any: the last).
+
+        Returns the validation metrics before the training and those of the weights that were kept.
+        """
         o, settings, valid = self.options, self.settings, len(valid_batches) > 0
         # Measure before the first step, and settle the number of steps.
         evaluate = partial(mean_metrics, self.model, loss_fn, valid_batches, self.device)
@@ -137,8 +140,10 @@ class Run:
 
     @contextlib.contextmanager
     def recorded(self):
-        """Write run.json, and an adapter's new base, when the work begins; when Ctrl-C or an error ends it, note so and
-        say how to go on."""
+        """Write run.json, and an adapter's new base, before the work begins.
+
+        When Ctrl-C or an error ends the work, note it in run.json and say how to go on.
+        """
         if self.options.overwrite and not self.options.resume:
             clear(self.out)
         write_json(self.out / "run.json", self.record)
@@ -165,7 +170,7 @@ class Run:
         save_adapter(self.model, self.out, base=self.base.as_posix())
 
     def reload(self):
-        """Put the weights in --out, the best ones, into the model; an adapter's base is in place already."""
+        """Load the best weights, which are in --out, into the model; an adapter's base is in it already."""
         if self.options.lora:
             load_adapter(self.model, self.out)
         else:
@@ -173,7 +178,7 @@ class Run:
         self.model.eval()
 
     def finish(self, **result):
-        """Write run.json for good, remove the training state, and print what came of it."""
+        """Write the final run.json, remove the training state, and print the results."""
         before, result = self.record.get("before", {}), {**self.record.get("result", {}), **result}
         self.record |= {"result": result, "status": "finished", "seconds": round(time.time() - self.start, 1)}
         write_json(self.out / "run.json", self.record)
@@ -203,7 +208,7 @@ def repeat_recipe(options, recipe):
 
 
 def with_lora(model, rank):
-    """The model with LoRA around its attention when there is a rank, and its score head, if any, trained besides."""
+    """The model; with a rank, its attention gets LoRA, and a score head, if there is one, is trained too."""
     if rank:
         add_lora(model, rank, ALPHA * rank)
         if hasattr(model, "score"):

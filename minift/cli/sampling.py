@@ -1,4 +1,4 @@
-"""Many prompts in, their answers out in the same order, whatever the batches; and one answer as text while it comes."""
+"""Answer many prompts in batches, or stream the text of one answer."""
 
 import codecs
 
@@ -14,7 +14,7 @@ LONGEST_ANSWER = 128
 
 
 def room_to_answer(model, prompt, max_new_tokens, where="the prompt"):
-    """How many tokens may be written after a prompt (ids); MiniftError when none, or fewer than were asked for."""
+    """How many tokens may be written after a prompt (ids). MiniftError when there is less room than was asked for."""
     context, length = model.config.context_length, len(prompt)
     if length == 0:
         raise MiniftError(f"{where}: the prompt is empty, so there is nothing to go on from; give it a text")
@@ -53,7 +53,7 @@ def continuation(model, tokenizer, prompt, n, seed):
 
 
 def stream_text(model, tokenizer, prompt, *, max_new_tokens, temperature, top_k, top_p, generator):
-    """Yield the answer to a prompt (ids) piece by piece, in whole characters, though a token may end inside of one."""
+    """Yield the answer to a prompt (ids) piece by piece, in whole characters; a token may end inside a character."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     special = set(tokenizer.special.values())
     prompt = torch.tensor(prompt, device=next(model.parameters()).device)
