@@ -39,6 +39,7 @@ def response_logprobs(
     hidden: (B, T, D). head: any module (N, D) -> (N, V). response_mask: (B, T), or already cut to (B, T - 1).
     Many tokens go in chunks of chunk_logits numbers, recomputed in the backward pass: all logits never exist at once.
     """
+    # Pick the response tokens; only their logits are needed.
     mask = response_mask.bool()
     mask = mask[:, 1:] if mask.shape[1] == input_ids.shape[1] else mask  # (B, T - 1)
     if mask.shape != input_ids[:, 1:].shape:
@@ -50,8 +51,11 @@ def response_logprobs(
 
     def chunk_logprobs(states, targets):
         logits = head(states)  # (n, V)
-        return pick(logits if temperature == 1 else logits / temperature, targets)
+        if temperature != 1:
+            logits = logits / temperature
+        return pick(logits, targets)
 
+    # Take them at once if they are few, else in chunks; then put them back at their places.
     with torch.no_grad():
         rows = max(1, chunk_logits // head(states[:1]).shape[-1])
     if len(states) <= rows:

@@ -39,7 +39,10 @@ class TrainingState:
     def parameters(self):
         """name -> trainable parameter, in the order in which the optimizer numbers them."""
         names = {id(p): name for name, p in self.model.named_parameters()}
-        return {names[id(p)]: p for group in self.optimizer.param_groups for p in group["params"]}
+        found = {}
+        for group in self.optimizer.param_groups:
+            found |= {names[id(p)]: p for p in group["params"]}
+        return found
 
     def save(self, path):
         """Write the state to `path`, atomically: a crash leaves the older state whole."""

@@ -201,6 +201,7 @@ class Transformer(nn.Module):
             raise MiniftError(
                 f"input_ids must be whole numbers (torch.long) of shape (B, T); got {input_ids.dtype} "
                 f"of shape {tuple(input_ids.shape)}")
+        # The tokens must fit into the context, together with those in the cache.
         past, room, limit = 0, self.config.context_length, "context"
         if cache is not None:
             past = cache.length
@@ -213,6 +214,7 @@ class Transformer(nn.Module):
         if S > room:
             raise MiniftError(
                 f"length {S} is beyond the {limit} of {room} tokens; shorten or split the input")
+        # The other arguments must have their shapes, and all ids and positions must exist.
         for name, given, shapes in (
                 ("attention_mask", attention_mask, [(B, S)]),
                 ("segment_ids", segment_ids, [(B, T)]),

@@ -40,8 +40,10 @@ def bag_of_words(train_rows, train_labels, rows, labels, n_label, max_words=5000
 
     The vocabulary is the max_words most frequent words of the training rows.
     """
-    known = Counter(word for row in train_rows for word in row_words(row)).most_common(max_words)
-    place = {word: i for i, (word, _) in enumerate(known)}
+    counts = Counter()
+    for row in train_rows:
+        counts.update(row_words(row))
+    place = {word: i for i, (word, _) in enumerate(counts.most_common(max_words))}
     linear = fit_linear(
         count_words(train_rows, place), torch.tensor(train_labels), n_label, standardise=False,
         seed=seed)

@@ -90,7 +90,9 @@ def check_leaks(train_rows, test_rows):
     says, `story`, and every line of at least PASSAGE words, whoever says it: a story in the answer or an example in the
     prompt leaks as well. Case, punctuation and white space do not count.
     """
-    known = {trace: row.get("id", number) for number, row in enumerate(train_rows, start=1) for trace in traces(row)}
+    known = {}
+    for number, row in enumerate(train_rows, start=1):
+        known |= dict.fromkeys(traces(row), row.get("id", number))
     for number, row in enumerate(test_rows, start=1):
         for kind, value in traces(row):
             if (kind, value) in known:
@@ -124,6 +126,7 @@ def run_folds(folds, make_model, tune, assess, state_path=None, *, seed=0, progr
     not what tune does. Torch's random numbers start from `seed` in each fold: a resumed run equals an unbroken one.
     Raises MiniftError, before the first fold, for a leak in any of them or a state of other rows.
     """
+    # Check every fold before the first is tuned.
     for fold in folds:
         check_leaks(fold.train, fold.test)
     hashes = {fold.cluster: digest({}, repr([fold.train, fold.test])) for fold in folds}
@@ -134,6 +137,7 @@ def run_folds(folds, make_model, tune, assess, state_path=None, *, seed=0, progr
     for fold in tqdm(folds, desc="clusters", disable=not progress):
         if fold.cluster in state["folds"]:
             continue
+        # Tune and assess one fold from the same base as the others, and save its result.
         model = make_model()
         base = digest(model.state_dict(), {})
         if state.setdefault("base", base) != base:
@@ -143,7 +147,8 @@ def run_folds(folds, make_model, tune, assess, state_path=None, *, seed=0, progr
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             tuned = tune(model, list(fold.train))
-            result = assess(model if tuned is None else tuned, list(fold.test))
+            model = model if tuned is None else tuned
+            result = assess(model, list(fold.test))
         state["folds"][fold.cluster] = {"rows": hashes[fold.cluster], "result": json.loads(json.dumps(result))}
         if state_path is not None:
             write_json(state_path, state)

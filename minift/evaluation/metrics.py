@@ -140,8 +140,9 @@ def common_subsequence(a, b):
 
 def distinct_n(texts, n):
     """Different n-grams of words / all n-grams: 1 when nothing is said twice, near 0 when a model repeats itself."""
-    grams = Counter(
-        tuple(ws[i:i + n]) for ws in map(words, texts) for i in range(len(ws) - n + 1))
+    grams = Counter()
+    for ws in map(words, texts):
+        grams.update(tuple(ws[i:i + n]) for i in range(len(ws) - n + 1))
     return len(grams) / grams.total() if grams else 0.0
 
 

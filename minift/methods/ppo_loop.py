@@ -8,6 +8,7 @@ import hashlib
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import nn
@@ -276,7 +277,8 @@ def _refuse_settings(policy, reference, value_model, prompts, iterations, batch_
 
 
 def _refuse_dropout(*models):
-    if any(module.training for model in models for module in model.modules()):
+    modules = chain.from_iterable(model.modules() for model in models)
+    if any(module.training for module in modules):
         raise MiniftError(
             "the policy or the value model was put into training mode during PPO, where dropout changes "
             "the ratio; reward_fn and on_iteration must leave both in eval mode")

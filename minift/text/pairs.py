@@ -75,9 +75,9 @@ def collate_pairs(examples, pad_id):
     ref_rejected_logprobs, (B,). The masks come from the lengths, never from the ids.
     """
     # One length for both sides, so that chosen and rejected can go through the model as one batch.
-    length = max(
-        (len(example[f"{side}_input_ids"]) for example in examples for side in SIDES), default=0)
-    batch = {}
+    batch, length = {}, 0
+    for side in SIDES:
+        length = max([length, *(len(example[f"{side}_input_ids"]) for example in examples)])
     for side in SIDES:
         rows = [example[f"{side}_input_ids"] for example in examples]
         masks = [example[f"{side}_response_mask"] for example in examples]

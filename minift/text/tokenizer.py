@@ -86,7 +86,8 @@ class Tokenizer:
         if len(set(special_tokens)) < len(special_tokens) or not all(special_tokens):
             raise MiniftError(
                 f"special tokens must be distinct and not empty; got {special_tokens}")
-        words = count_words([texts] if isinstance(texts, str) else texts)
+        texts = [texts] if isinstance(texts, str) else texts
+        words = count_words(texts)
         tokens = [bytes([byte]) for byte in range(256)]
         for left, right in learn_merges(words, n_merges):
             tokens.append(tokens[left] + tokens[right])
@@ -165,6 +166,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path):
         """Read what `save` wrote: the file itself, or the folder in which it is called tokenizer.json."""
+        # Read the file, and refuse what another program or version wrote.
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         stored = read_json(path)
@@ -174,6 +176,7 @@ class Tokenizer:
             raise MiniftError(
                 f"{path} has tokenizer version {stored.get('version')}, this minift reads version 1; "
                 "update minift")
+        # Build the tokenizer, and compare its hash with the stored one.
         try:
             ranks = {token.encode("latin-1"): int(i) for token, i in stored["ranks"].items()}
             chat = stored.get("chat", dataclasses.asdict(MINIFT))

@@ -42,7 +42,10 @@ def words(text, lower):
 
 def encode(text, ranks, lower):
     """The ids of a text. ranks: bytes of a token -> id."""
-    return [i for word in words(text, lower) for i in pieces(word, ranks)]
+    ids = []
+    for word in words(text, lower):
+        ids += pieces(word, ranks)
+    return ids
 
 
 def pieces(word, ranks):
@@ -50,7 +53,8 @@ def pieces(word, ranks):
     ids, start = [], 0
     while start < len(word) <= LONGEST_WORD:
         for end in range(len(word), start, -1):
-            found = ranks.get((" " * (start == 0) + word[start:end]).encode())
+            piece = word[start:end] if start else " " + word[:end]
+            found = ranks.get(piece.encode())
             if found is not None:
                 break
         else:
