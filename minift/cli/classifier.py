@@ -41,10 +41,9 @@ def train_classifier(options):
         run.set_model(model)
         if options.regime == "probe-then-full":
             unfreeze(probe(run, data))
-        collate = partial(collate_labelled, pad_id=run.tokenizer.pad_id)
-        run.train(
-            make_classification_loss(model), run.batches(data.train, collate),
-            run.batches(data.valid, collate, shuffle=False))
+        batches = run.batches(data.train, collate_labelled)
+        valid = run.batches(data.valid, collate_labelled, shuffle=False)
+        run.train(make_classification_loss(model), batches, valid)
     result = {"validation": measure(run, data, labels)} if data.valid else {}
     run.finish(**result)
 

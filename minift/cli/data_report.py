@@ -156,6 +156,7 @@ def coloured(tokenizer, ids, labels):
 def estimate(model, tokenizer, sequences, batch_size):
     """Print the time of one epoch, from a training step measured here and now, and the memory, from the sizes."""
     device, config = next(model.parameters()).device, model.config
+    # Take a step on the sequences of middle length.
     middle = max(0, len(sequences) // 2 - batch_size // 2)
     part = sorted(sequences, key=len)[middle:middle + batch_size]
     batch = collate([{"input_ids": ids, "labels": ids} for ids in part], tokenizer.pad_id)

@@ -18,7 +18,7 @@ def encode_text(row, tally, tokenizer):
 
 
 def encode_pieces(row, tally, tokenizer, context):
-    """A document as an encoder reads it: a list of pieces, each [CLS] ... [SEP] and at most `context` tokens long."""
+    """A document as an encoder reads it: pieces [CLS] ... [SEP] of at most `context` tokens."""
     if context < 3:
         raise MiniftError(f"a context of {context} has no room between <cls> and <sep>; take at least 3")
     if not row.values["text"].strip():

@@ -51,7 +51,7 @@ def masked(run, documents, fresh=True):
         return []
     options, tokenizer = run.options, run.tokenizer
     batches = run.batches(
-        pieces, lambda part: collate_ids([piece["input_ids"] for piece in part], tokenizer.pad_id),
+        pieces, lambda part, pad_id: collate_ids([piece["input_ids"] for piece in part], pad_id),
         shuffle=fresh)
     letters = letters_of(tokenizer) if options.whole_words else None
     return Masked(

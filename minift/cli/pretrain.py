@@ -44,7 +44,7 @@ def run(options):
     valid = []
     for example in data.valid:
         valid += [{"input_ids": ids, "labels": ids} for ids in token_windows(example["input_ids"], run.context - 1)]
-    valid = run.batches(valid, partial(collate, pad_id=run.tokenizer.pad_id), shuffle=False)
+    valid = run.batches(valid, collate, shuffle=False)
 
     # 2. Train, with a sample before and one after, both from the same prompt.
     prompt = (data.valid or data.train)[0]["input_ids"][:SAMPLE_PROMPT]

@@ -46,4 +46,4 @@ def load_pairs(run):
     encode = partial(encode_preference, tokenizer=run.tokenizer, context=run.context)
     data = load(run.options, encode, ("pair",))
     run.set_data(data)
-    return data, partial(run.batches, collate=partial(collate_pairs, pad_id=run.tokenizer.pad_id))
+    return data, partial(run.batches, collate=collate_pairs)

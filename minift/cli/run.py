@@ -103,8 +103,11 @@ class Run:
         print(f"trains {n_trained:,} of {n_all:,} parameters on {self.device}", flush=True)
 
     def batches(self, examples, collate, shuffle=True):
-        """Batches of --batch-size; an empty list when there are no examples."""
-        return Batches(examples, self.settings.batch_size, collate, self.options.seed, shuffle) if examples else []
+        """Batches of --batch-size, made by collate(part, pad_id); an empty list when there are no examples."""
+        if not examples:
+            return []
+        collate = partial(collate, pad_id=self.tokenizer.pad_id)
+        return Batches(examples, self.settings.batch_size, collate, self.options.seed, shuffle)
 
     def train(self, loss_fn, batches, valid_batches):
         """Train by `loss_fn`, and keep the weights that are best on valid_batches (without any: the last).

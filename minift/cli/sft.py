@@ -28,6 +28,6 @@ def run(options):
         ("messages", "completion"))
     run.set_data(data)
     run.set_model(run.model)
-    make_batches = partial(run.batches, collate=partial(collate, pad_id=run.tokenizer.pad_id))
-    run.train(make_sft_loss(run.model), make_batches(data.train), make_batches(data.valid, shuffle=False))
+    batches, valid = run.batches(data.train, collate), run.batches(data.valid, collate, shuffle=False)
+    run.train(make_sft_loss(run.model), batches, valid)
     run.finish()
