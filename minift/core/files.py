@@ -1,9 +1,9 @@
-"""Files that are whole or absent: atomic writing, and tensors with a checksum.
+"""Files that are complete or absent: atomic writing, and tensors with a checksum.
 
-A file is written beside its place, flushed to the disk and then renamed, so a crash leaves the old file or the new one,
-never half of one. Tensors go into safetensors, which holds data only (nothing in it can run), with a checksum over
-names, types, shapes, values and metadata, because one flipped bit would otherwise load as a wrong number. Left out:
-sharded files.
+A file is written under a temporary name in the same folder, flushed to the disk and then renamed. So a crash leaves the
+old file or the new one, never half of one. Tensors go into safetensors files, which hold data only: nothing in them can
+run. A checksum covers names, types, shapes, values and metadata, because one flipped bit would otherwise load as a
+wrong number. Left out: sharded files.
 """
 
 import errno
@@ -51,7 +51,7 @@ def write_bytes(path, data):
         if error.errno in NO_SPACE:
             raise MiniftError(f"no space to write {path} ({len(data)} bytes); make room, or move") from error
         raise MiniftError(f"cannot write {path}: {error.strerror}; choose another place") from error
-    # Ctrl-C, for instance.
+    # Any other interruption, such as Ctrl-C.
     except BaseException:
         remove(temporary)
         raise
@@ -65,7 +65,7 @@ def remove(path):
 
 
 def write_text(path, text):
-    """Write a text file atomically, as UTF-8 with the newlines it has."""
+    """Write a text file atomically, as UTF-8, with its newlines unchanged."""
     try:
         data = text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -101,14 +101,15 @@ def digest(tensors, metadata):
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        raw = tensor.reshape(-1).view(torch.uint8)
+        sha.update(raw.numpy())
     return sha.hexdigest()
 
 
 def write_tensors(path, tensors, metadata):
     """Write named tensors and JSON-able metadata into one safetensors file, atomically, with a checksum.
 
-    tensors: name -> tensor, of any device; two names that share memory become two copies.
+    tensors: name -> tensor, on any device; tensors that share memory are stored as separate copies.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     storages = [tensor.untyped_storage().data_ptr() for tensor in tensors.values()]
@@ -117,16 +118,17 @@ def write_tensors(path, tensors, metadata):
         for (name, tensor), storage in zip(tensors.items(), storages, strict=True)}
     metadata = json.loads(json.dumps(metadata))
     header = {"format": "minift-tensors", "version": VERSION, "sha256": digest(tensors, metadata), "metadata": metadata}
-    # "format": "pt" is what transformers looks for
+    # The library transformers looks for "format": "pt".
     write_bytes(
         path, safetensors.torch.save(tensors, metadata={"format": "pt", "minift": json.dumps(header)}))
 
 
 def read_tensors(path, foreign=False):
-    """Read what write_tensors wrote: (tensors, metadata), or MiniftError when one bit of it differs.
+    """Read what write_tensors wrote: (tensors, metadata); MiniftError when one bit of it has changed.
 
     foreign: also take a safetensors file of another program, which has no checksum; its metadata come as they are.
     """
+    # Read the tensors and the header.
     data = read_bytes(path)
     if not data:
         raise MiniftError(f"{path} is empty; the disk may have been full when it was written")
@@ -135,9 +137,10 @@ def read_tensors(path, foreign=False):
         strings = json.loads(data[8:8 + size]).get("__metadata__", {})
         tensors = safetensors.torch.load(data)
         header = json.loads(strings["minift"]) if "minift" in strings else None
-    # Whatever a damaged file sets off in the parsers.
+    # A damaged file can make the parsers raise any exception.
     except Exception as error:
         raise MiniftError(f"{path} is truncated, corrupted or not a safetensors file ({error})") from error
+    # Check who wrote it, in which version, and that no bit has changed.
     if header is None and foreign:
         return tensors, strings
     if not isinstance(header, dict) or header.get("format") != "minift-tensors":

@@ -1,4 +1,4 @@
-"""The one sampler: a batch of left-padded prompts in, their continuations and log-probabilities out.
+"""Sampling: from a batch of left-padded prompts to their continuations and log-probabilities.
 
 Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration" (top-p, section 3.1); Fan et al. 2018 (top-k).
 Left out: beam search, repetition penalties, speculative decoding, dropping finished rows from the batch.
@@ -18,7 +18,7 @@ from minift.errors import MiniftError
 
 @dataclass(frozen=True)
 class Generation:
-    """Prompts and what was written after them. Masks, not ids, say what is real."""
+    """Prompts and what was written after them. The masks, not the ids, say which tokens are real."""
 
     input_ids: torch.Tensor       # (B, T) prompt, response, then pad_id in rows that finished early
     attention_mask: torch.Tensor  # (B, T) bool, real tokens: prompt and response
@@ -30,14 +30,14 @@ class Generation:
         return [ids[written].tolist() for ids, written in zip(self.input_ids, self.response_mask)]
 
     def ended(self, eos_id):
-        """(B,) bool: did the response write eos_id? None: nothing ends a response."""
+        """(B,) bool: does the response contain eos_id? eos_id=None: nothing ends a response, so all False."""
         if eos_id is None:
             return torch.zeros_like(self.response_mask[:, 0])
         return ((self.input_ids == eos_id) & self.response_mask).any(1)
 
 
 def left_pad(prompts, pad_id, device=None):
-    """Lists of ids -> input_ids and attention_mask, both (B, T), the last column real in each row."""
+    """Lists of ids -> input_ids and attention_mask, both (B, T). Each row ends with a real token."""
     longest = max(map(len, prompts))
     gaps = [longest - len(prompt) for prompt in prompts]
     input_ids = [[pad_id] * gap + list(prompt) for gap, prompt in zip(gaps, prompts)]
@@ -53,7 +53,7 @@ def generate(
     """Sample up to max_new_tokens after each prompt -> Generation; stops early when every row has written eos_id.
 
     input_ids: (B, T), left-padded. temperature: 0 is greedy. top_k, top_p: keep the k likeliest ids, then the fewest
-    that hold p of the probability. eos_id=None never stops. No id is banned. logprobs are those of
+    that hold p of the probability. eos_id=None: no row stops early. logprobs are those of
     softmax(logits / temperature) before top-k and top-p (greedy: temperature 1), which is what PPO's ratio needs.
     """
     written = list(steps(
@@ -73,7 +73,7 @@ def stream(
         model, input_ids, *, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos_id=None, generator=None):
     """Yield the ids (int) written after one prompt, (T,) or (1, T), as they come; eos_id, if written, is the last.
 
-    Read it to the end, or close() it: the model is in eval mode meanwhile.
+    Read it to the end, or close() it: until then the model stays in eval mode.
     """
     prompt = input_ids if input_ids.dim() == 2 else input_ids[None]
     # Bad settings are refused now, not at the first token.
@@ -93,9 +93,10 @@ def steps(
         model, input_ids, attention_mask, max_new_tokens, temperature, top_k, top_p, eos_id, generator):
     """Yield for each step token (B,), logprob (B,), alive (B,) bool: rows that had not finished before this token.
 
-    The prompts go through the body once; then each step feeds the newest token, and the cache holds all else. The head
-    sees the last position only.
+    The prompts go through the body once. Then each step feeds the newest token, and the cache holds all earlier ones.
+    The head is applied to the last position only.
     """
+    # Prepare a cache and a mask for the longest result.
     mask = check(
         model.config, input_ids, attention_mask, max_new_tokens, temperature, top_k, top_p)
     B, T = input_ids.shape
@@ -104,6 +105,7 @@ def steps(
     if mask is not None:
         # Each step takes a slice of the mask; new tokens are real.
         mask = torch.cat((mask, mask.new_ones(B, max_new_tokens)), dim=1)
+    # Sample one token in each row, until all rows have finished.
     alive = torch.ones(B, dtype=torch.bool, device=input_ids.device)
     token = input_ids
     with eval_mode(model):
@@ -122,7 +124,7 @@ def steps(
 
 
 def sample(logits, temperature, top_k, top_p, generator):
-    """One id and its log-probability for each row of logits (B, V): (B,), (B,)."""
+    """One id and its log-probability (nats) for each row of logits (B, V): (B,), (B,)."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logprobs = (logits / temperature if temperature else logits).log_softmax(-1)  # (B, V)
     # log_softmax spreads a NaN or an infinity over its whole row.
@@ -138,7 +140,7 @@ def sample(logits, temperature, top_k, top_p, generator):
 
 
 def draw(probs, generator):
-    """One id for each row of probs (B, V) by inverting the cumulative sum: one random number a row, not V."""
+    """One id for each row of probs (B, V) by inverting the cumulative sum: one random number per row, not V."""
     where = probs.device if generator is None else generator.device
     # A random number in [0, 1).
     point = torch.rand(len(probs), 1, generator=generator, device=where).to(probs.device)
@@ -149,7 +151,7 @@ def draw(probs, generator):
 
 
 def keep_likely(logprobs, top_k, top_p):
-    """(B, V) -> the same, -inf outside the top_k likeliest ids, and outside the fewest that hold top_p of those."""
+    """(B, V) -> the same, but -inf outside the top_k likeliest ids, and outside the fewest of these that hold top_p."""
     V = logprobs.shape[-1]
     top_k = V if top_k is None else min(top_k, V)
     top_p = 1.0 if top_p is None else top_p
@@ -165,7 +167,7 @@ def keep_likely(logprobs, top_k, top_p):
 
 
 def check(config, input_ids, attention_mask, max_new_tokens, temperature, top_k, top_p):
-    """Refuse settings that cannot work before any is tried; returns the mask as bool, or None if nothing is padded."""
+    """MiniftError for settings that cannot work. Returns the mask as bool, or None if nothing is padded."""
     # The prompts, and each setting alone.
     if input_ids.dim() != 2 or input_ids.numel() == 0:
         raise MiniftError(

@@ -1,4 +1,4 @@
-"""Heads that turn the body's hidden states into something: scores over the vocabulary, a label, or a score a token.
+"""Heads on the body's hidden states: logits over the vocabulary, a label for a text, or a score for each token.
 
 Tied embeddings: Press & Wolf 2017. Masked head: Devlin et al. 2018 (BERT), section 3.1, and its code's transform. The
 scorer's initialisation: Stiennon et al. 2020, "Learning to summarize from human feedback", appendix. Left out: biases
@@ -16,7 +16,7 @@ from minift.errors import MiniftError
 
 
 class LanguageModel(nn.Module):
-    """Body + linear head: logits of the next token. Tied, the head is the embedding matrix itself, one parameter."""
+    """Body + linear head: logits of the next token. If tied, its weight is the embedding matrix itself."""
 
     def __init__(self, config, tie_embeddings=True):
         super().__init__()
@@ -31,12 +31,12 @@ class LanguageModel(nn.Module):
 
     def forward(
             self, input_ids, attention_mask=None, position_ids=None, segment_ids=None, cache=None):
-        """The body's arguments -> logits (B, T, V); logits[:, t] scores the token at t + 1."""
+        """The body's arguments -> logits (B, T, V); logits[:, t] predict the token at t + 1."""
         return self.head(self.body(input_ids, attention_mask, position_ids, segment_ids, cache))
 
 
 class MaskedLanguageModel(nn.Module):
-    """Body + BERT's head: logits of the token that stands, or stood, at each place. The body must see both ways."""
+    """Body + BERT's head: logits of the original token at each position. The body must be bidirectional."""
 
     def __init__(self, config):
         super().__init__()
@@ -48,12 +48,12 @@ class MaskedLanguageModel(nn.Module):
         self.head = MaskedHead(config, self.body.embed)
 
     def forward(self, input_ids, attention_mask=None, position_ids=None, segment_ids=None):
-        """The body's arguments -> logits (B, T, V); logits[:, t] score the token at t itself."""
+        """The body's arguments -> logits (B, T, V); logits[:, t] predict the token at t itself."""
         return self.head(self.body(input_ids, attention_mask, position_ids, segment_ids))
 
 
 class MaskedHead(nn.Module):
-    """decoder(norm(gelu(dense(x)))), where the decoder's matrix is the embedding itself and has a bias of its own."""
+    """decoder(norm(gelu(dense(x)))). The decoder's weight is the embedding matrix itself; its bias is its own."""
 
     def __init__(self, config, embed):
         super().__init__()
@@ -82,7 +82,7 @@ class Encoder(nn.Module):
         return self.body(input_ids, attention_mask, position_ids, segment_ids)
 
     def vectors(self, input_ids, attention_mask=None):
-        """(B, D) the mean of the hidden states of all real tokens, at length 1: their product is the cosine."""
+        """(B, D): the mean hidden state of the real tokens, scaled to length 1: a dot product is then a cosine."""
         return F.normalize(
             pool(self(input_ids, attention_mask), attention_mask, "mean"), dim=-1)
 
@@ -90,8 +90,8 @@ class Encoder(nn.Module):
 class SequenceClassifier(nn.Module):
     """One label for a text: the body's hidden states, pooled to one vector, then a linear head.
 
-    pooling: "mean" of the hidden states of all real tokens, or "cls", the state of the first real token. A body none of
-    whose parameters is trained stays in evaluation mode, whatever train() says, and no gradient is kept for it.
+    pooling: "mean" of the hidden states of all real tokens, or "cls", the state of the first real token. A frozen body
+    (none of its parameters is trained) stays in evaluation mode, even after train(), and no gradient is kept for it.
     labels: the names of the classes, in order; kept with the model. The body is used, not copied.
     """
 
@@ -112,7 +112,7 @@ class SequenceClassifier(nn.Module):
 
     @property
     def frozen(self):
-        """Whether the body is left as it is: none of its parameters is trained."""
+        """Whether none of the body's parameters is trained."""
         return not any(p.requires_grad for p in self.body.parameters())
 
     def train(self, mode=True):
@@ -170,7 +170,7 @@ class TokenScorer(nn.Module):
         return self.score(self.body(input_ids, attention_mask)).squeeze(-1)
 
     def last_scores(self, input_ids, attention_mask=None):
-        """Scores (B,) at each row's last real token, whichever side the padding is on (MiniftError: a row of pads)."""
+        """Scores (B,) at each row's last real token, padded on either side. MiniftError for a row of padding only."""
         hidden = self.body(input_ids, attention_mask)  # (B, T, D)
         rows = torch.arange(len(hidden), device=hidden.device)
         return self.score(hidden[rows, last_real(input_ids, attention_mask)]).squeeze(-1)
@@ -188,7 +188,7 @@ def last_real(input_ids, attention_mask):
 
 def check_rows(mask):
     """MiniftError for a row of nothing but padding."""
-    if not mask.any(-1).all():
-        row = int((~mask.any(-1)).nonzero()[0])
+    empty = (~mask.any(-1)).nonzero()
+    if len(empty):
         raise MiniftError(
-            f"row {row} holds only padding, there is no token to read; drop the row")
+            f"row {int(empty[0])} holds only padding, there is no token to read; drop the row")

@@ -1,6 +1,6 @@
 """Log-probabilities of written tokens, and the masked arithmetic on them; the shift by one happens here only.
 
-logits[:, t] speak about token t + 1, so (B, T) ids have (B, T - 1) log-probabilities (elsewhere: logps, log_probs).
+logits[:, t] predict token t + 1, so (B, T) ids have (B, T - 1) log-probabilities (other code: logps, log_probs).
 KL estimators: Schulman 2020, "Approximating KL Divergence" (k1, k2, k3). Left out: fused linear-and-loss kernels.
 """
 
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minift.errors import MiniftError
 
-# A label that nothing is learned from; torch's cross_entropy skips it.
+# The label of tokens that are not learned; torch's cross_entropy skips it.
 IGNORE_INDEX = -100
 # Logits that may exist at once: 128 MiB in float32.
 CHUNK_LOGITS = 2**25
@@ -34,10 +34,11 @@ def pick(logits, targets):
 
 def response_logprobs(
         hidden, head, input_ids, response_mask, temperature=1.0, chunk_logits=CHUNK_LOGITS):
-    """token_logprobs(head(hidden) / temperature, input_ids) at response tokens, 0 elsewhere, the vocabulary only there.
+    """token_logprobs(head(hidden) / temperature, input_ids) at response tokens, 0 elsewhere: (B, T - 1), nats.
 
-    hidden: (B, T, D). head: any module (N, D) -> (N, V). response_mask: (B, T), or already cut to (B, T - 1).
-    Many tokens go in chunks of chunk_logits numbers, recomputed in the backward pass: all logits never exist at once.
+    hidden: (B, T, D). head: any module (N, D) -> (N, V), applied to response tokens only. response_mask: (B, T), or
+    already cut to (B, T - 1). Many tokens are computed in chunks of at most chunk_logits logits, which the backward
+    pass computes again, so that all logits never exist at once.
     """
     # Pick the response tokens; only their logits are needed.
     mask = response_mask.bool()
@@ -46,7 +47,7 @@ def response_logprobs(
         raise MiniftError(
             f"response_mask has shape {tuple(response_mask.shape)}; expected {tuple(input_ids.shape)}, "
             f"or one column less")
-    states = hidden[:, :-1][mask]     # (N, D) token t - 1 speaks about token t
+    states = hidden[:, :-1][mask]     # (N, D) token t - 1 predicts token t
     targets = input_ids[:, 1:][mask]  # (N,)
 
     def chunk_logprobs(states, targets):
@@ -55,18 +56,17 @@ def response_logprobs(
             logits = logits / temperature
         return pick(logits, targets)
 
-    # Take them at once if they are few, else in chunks; then put them back at their places.
+    # Compute few tokens at once and many in chunks, then put the results back at their places.
     with torch.no_grad():
         rows = max(1, chunk_logits // head(states[:1]).shape[-1])
+    chunks = zip(states.split(rows), targets.split(rows))
     if len(states) <= rows:
         picked = chunk_logprobs(states, targets)
     elif torch.is_grad_enabled():
-        picked = torch.cat(
-            [checkpoint(chunk_logprobs, s, t, use_reentrant=False)
-             for s, t in zip(states.split(rows), targets.split(rows))])
+        parts = [checkpoint(chunk_logprobs, *chunk, use_reentrant=False) for chunk in chunks]
+        picked = torch.cat(parts)
     else:
-        picked = torch.cat(
-            [chunk_logprobs(s, t) for s, t in zip(states.split(rows), targets.split(rows))])
+        picked = torch.cat([chunk_logprobs(*chunk) for chunk in chunks])
     return picked.new_zeros(mask.shape).masked_scatter(mask, picked)  # (B, T - 1)
 
 
@@ -79,7 +79,7 @@ def labelled_nll(hidden, head, labels, vocab_size):
     learned = labels != IGNORE_INDEX           # (B, T)
     targets = labels.masked_fill(~learned, 0)  # (B, T)
     wrong = (targets < 0) | (targets >= vocab_size)
-    # On a GPU the check would wait for all work in flight.
+    # On the CPU only: on a GPU the check would wait for all queued work.
     if labels.device.type == "cpu" and wrong.any():
         row, column = wrong.nonzero()[0].tolist()
         raise MiniftError(
@@ -89,30 +89,35 @@ def labelled_nll(hidden, head, labels, vocab_size):
     return -logprobs.sum(), int(learned[:, 1:].sum())
 
 
+def batch_nll(model, batch, labels):
+    """labelled_nll of a language model; batch: input_ids (B, T), attention_mask, position_ids, segment_ids if any."""
+    hidden = model.body(
+        batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids"),
+        batch.get("segment_ids"))  # (B, T, D)
+    return labelled_nll(hidden, model.head, labels, model.config.vocab_size)
+
+
 def make_next_token_loss(model):
     """-log p(label), nats, the mean over labels that are not -100: a loss_fn(batch) -> (loss, metrics) for `train`.
 
-    batch: input_ids (B, T), and where given labels (B, T; left out: every token is learned), attention_mask,
+    batch: input_ids (B, T), and optionally labels (B, T; without them every token is learned), attention_mask,
     position_ids, segment_ids. Nothing to learn: the loss is 0, never NaN.
     """
     def loss_fn(batch):
-        hidden = model.body(
-            batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids"),
-            batch.get("segment_ids"))  # (B, T, D)
         labels = batch.get("labels", batch["input_ids"])
-        nll, n_tokens = labelled_nll(hidden, model.head, labels, model.config.vocab_size)
+        nll, n_tokens = batch_nll(model, batch, labels)
         return nll / max(n_tokens, 1), {"n_tokens": n_tokens}
     return loss_fn
 
 
 def entropy(logits):
-    """-sum_v p_v log p_v of each distribution: (..., V) -> (...), nats; a logit of -inf counts nothing."""
+    """-sum_v p_v log p_v of each distribution: (..., V) -> (...), nats; a logit of -inf adds 0."""
     logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     return -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(-1)
 
 
 def kl_estimate(logprobs, ref_logprobs, kind="k3"):
-    """Estimates of KL(policy || reference) from tokens that the policy wrote; with d = log p - log p_ref:
+    """Estimates of KL(policy || reference) from tokens that the policy wrote, with d = log p - log p_ref.
 
     k1 = d: unbiased, may be negative. k2 = d^2 / 2: biased, low variance. k3 = exp(-d) - 1 + d: unbiased, never
     negative. Same shape as the inputs, nats; take a masked mean over tokens.
@@ -129,8 +134,8 @@ def kl_estimate(logprobs, ref_logprobs, kind="k3"):
 
 
 def masked_sum(x, mask, dim=None):
-    """Sum of x where mask, over `dim` or everything. What stands outside the mask, even NaN, does not matter."""
-    kept = torch.where(mask.bool(), x, torch.zeros((), dtype=x.dtype, device=x.device))
+    """Sum of x where mask, over `dim` or everything. Values outside the mask, even NaN, do not matter."""
+    kept = torch.where(mask.bool(), x, 0)
     return kept.sum() if dim is None else kept.sum(dim)
 
 
@@ -140,7 +145,7 @@ def masked_mean(x, mask, dim=None):
 
 
 def masked_whiten(x, mask, keep_mean=False):
-    """(x - mean) / std over the mask, unbiased variance, 0 outside; keep_mean adds the mean back (rewards keep theirs).
+    """(x - mean) / std over the mask, unbiased variance, 0 outside. keep_mean adds the mean back (for rewards).
 
     Fewer than two elements have no variance: x comes back unchanged, with a warning.
     """
@@ -148,18 +153,18 @@ def masked_whiten(x, mask, keep_mean=False):
         warnings.warn(
             "whitening needs at least two elements; the values stay as they are", stacklevel=2)
         return x
-    # Values outside the mask reach nothing.
-    x = torch.where(mask.bool(), x, torch.zeros_like(x))
+    # Values outside the mask, even NaN, must not enter the sums.
+    x = torch.where(mask.bool(), x, 0)
     mean = masked_mean(x, mask)
     count = masked_sum(torch.ones_like(x), mask)
     variance = masked_sum((x - mean).square(), mask) / (count - 1)
     white = (x - mean) * variance.clamp(min=1e-8).rsqrt() + (mean if keep_mean else 0)
-    return torch.where(mask.bool(), white, torch.zeros_like(white))
+    return torch.where(mask.bool(), white, 0)
 
 
 @contextlib.contextmanager
 def eval_mode(model):
-    """Dropout off inside the block; afterwards each module is back in the mode that it had of its own."""
+    """Evaluation mode (no dropout) inside the block; afterwards each module has its own earlier mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,8 +1,8 @@
-"""Stop and go on: everything that the next training step depends on, kept in one file.
+"""Stop and resume: one file holds everything that the next training step depends on.
 
-A run that is resumed must be the run that was never stopped, to the last bit. So besides the weights the state holds
-the optimizer's moments, the position in the data, the random numbers (dropout), the best evaluation and the history.
-Left out: frozen parameters, which training does not change (the caller loads the same base again).
+A resumed run must give the same as a run that was never stopped, to the last bit. So besides the weights the state
+holds the optimizer's moments, the position in the data, the random numbers (dropout), the best evaluation and the
+history. Left out: frozen parameters, which training does not change (the caller loads the same base again).
 """
 
 import tempfile
@@ -26,10 +26,10 @@ class TrainingState:
         self.step, self.best, self.history = 0, None, []
         # Batches used since the start of the run.
         self.n_batches = 0
-        # Where the iterable's own epoch counter stood then.
+        # The value of the iterable's own epoch counter, if it has one, at the start of the run.
         self.first_epoch = getattr(batches, "epoch", None)
         self.stream = endless(batches)
-        # Has it been seen which parameters get one?
+        # Whether train.warn_untrained has looked for parameters without a gradient.
         self.checked_gradients = False
 
     def next_batch(self):
@@ -47,7 +47,7 @@ class TrainingState:
     def save(self, path):
         """Write the state to `path`, atomically: a crash leaves the older state whole."""
         tensors = random_state(self.device)
-        # Number of the parameter -> {"exp_avg": ..., ...}.
+        # Parameter number -> {"exp_avg": ..., ...}.
         moments = self.optimizer.state_dict()["state"]
         for number, (name, parameter) in enumerate(self.parameters().items()):
             tensors[f"model.{name}"] = parameter.detach()
@@ -60,7 +60,7 @@ class TrainingState:
                 "machine": machine_record(), "history": self.history})
 
     def load(self, path):
-        """Take over the state in `path`: weights, moments, counters, the data's position, the random numbers last.
+        """Restore the state in `path`: weights, moments, counters, the data's position, the random numbers last.
 
         Raises MiniftError when there is no such file, or when it belongs to a model with other trainable parameters.
         """
@@ -81,6 +81,7 @@ class TrainingState:
         set_random_state(tensors, self.device)
 
     def _check(self, path, tensors, saved):
+        # Another model cannot go on from this state.
         mine = {f"model.{name}": p.shape for name, p in self.parameters().items()}
         theirs = {name: t.shape for name, t in tensors.items() if name.startswith("model.")}
         differing = sorted(
@@ -90,6 +91,7 @@ class TrainingState:
             raise MiniftError(
                 f"{path} belongs to another model: {name[6:]} has shape {_shape(theirs.get(name))}, here "
                 f"{_shape(mine.get(name))} ({len(differing)} trainable parameters differ)")
+        # Another setting or another machine gives a warning.
         for key, value in self.settings.items():
             if saved["settings"].get(key) != value:
                 warnings.warn(
@@ -114,7 +116,7 @@ class TrainingState:
             {"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def _fast_forward(self, n_batches, first_epoch):
-        """Start the data again from the run's first epoch and pass over the batches that were used."""
+        """Start the data again from the run's first epoch and skip the batches that were used."""
         if first_epoch is not None:
             self.batches.epoch = first_epoch
         self.stream, self.n_batches = endless(self.batches), n_batches
@@ -123,7 +125,7 @@ class TrainingState:
 
 
 def machine_record():
-    """What the last bits of a run depend on besides its seed: the number of threads and the instruction set."""
+    """What changes the last bits of a run with the same seed: the number of threads and the instruction set."""
     return {"threads": torch.get_num_threads(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
 
 

@@ -23,8 +23,8 @@ class Run:
     """The steps from state.step to `steps`. Use it as a context manager, and iterate over it inside the block.
 
     state: a TrainingState. state_path: its file, written every `save_every` steps (0: never), after the last step and
-    at Ctrl-C; resume=True begins with what the file holds. metrics_path: the history as JSON lines, as it grows.
-    name: on the bar. unit: what a step is called in messages.
+    at Ctrl-C; resume=True goes on from that file. metrics_path: a file of JSON lines, one more for each step.
+    name: the label of the progress bar. unit: what a step is called in messages.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Run:
         return step == self.steps or (every > 0 and step % every == 0)
 
     def record(self, row, **shown):
-        """Finish a step: its row goes into the history, the state to the disk when it is due, `shown` into the bar."""
+        """Finish a step: add its row to the history, save the state when that is due, and show `shown` on the bar."""
         self.state.history.append(row)
         self.state.step += 1
         if self.metrics_path is not None:
@@ -79,7 +79,7 @@ class Run:
 
 
 class CtrlC:
-    """While it is open, the first Ctrl-C only sets `.asked`, so that the step is finished; the second stops at once."""
+    """Inside the block, the first Ctrl-C only sets `.asked`, so that the step is finished; the second stops at once."""
 
     def __enter__(self):
         self.asked = False

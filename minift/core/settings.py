@@ -1,4 +1,4 @@
-"""Checks of numbers that a user sets: what fails is one MiniftError that names the setting, its value and what fits."""
+"""Checks of numbers that a user sets; the MiniftError names the setting, its value and what is allowed."""
 
 import math
 from numbers import Integral, Real

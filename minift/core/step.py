@@ -15,7 +15,7 @@ REMEDY = "lower the learning rate, warm up for longer, or look for bad values in
 
 
 def learning_rate(step, *, lr, steps, warmup, min_lr):
-    """Linear from 0 at step 0 to `lr` at step `warmup`, half a cosine down to `min_lr` at step `steps`, then constant.
+    """Linear from 0 at step 0 to `lr` at step `warmup`, then half a cosine to `min_lr` at step `steps`, then constant.
 
     The loop counts its steps from 1, so that no step is taken with a learning rate of 0.
     """
@@ -30,7 +30,7 @@ def learning_rate(step, *, lr, steps, warmup, min_lr):
 def make_optimizer(model, *, lr, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8):
     """AdamW over the parameters with requires_grad; weight decay on matrices only, not on norms and biases.
 
-    A frozen parameter is left out altogether: inside, a gradient of zero would still decay it.
+    A frozen parameter is not given to AdamW, which would decay it even with a gradient of zero.
     Raises MiniftError when nothing is trainable.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -49,7 +49,7 @@ def make_optimizer(model, *, lr, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8):
 def reduce_gradients(optimizer, n_tokens, clip):
     """Turn gradients summed over tokens into those of the mean over all tokens, and clip them. Returns their norm.
 
-    This is the ONE place where gradients are reduced. Several processes would sum gradients and n_tokens over all here.
+    This is the ONE place where gradients are reduced. Several processes would add up gradients and n_tokens here.
     Raises MiniftError when no parameter has a gradient, or when the norm is not finite.
     """
     parameters = []
@@ -68,7 +68,7 @@ def reduce_gradients(optimizer, n_tokens, clip):
 
 
 class WeightedMeans:
-    """Weighted means of named scalars; what is not a scalar is left out, and so is n_tokens, which is the weight."""
+    """Weighted means of named scalars. Values that are not scalars are left out, and so is n_tokens, the weight."""
 
     def __init__(self):
         self.sums, self.weights = {}, {}
@@ -86,7 +86,7 @@ class WeightedMeans:
 
 
 def count_tokens(metrics):
-    """metrics["n_tokens"], the number of items that a loss is the mean of; MiniftError when it is not there."""
+    """metrics["n_tokens"], the number of items over which the loss is a mean; MiniftError when it is missing."""
     if not isinstance(metrics, dict) or "n_tokens" not in metrics:
         raise MiniftError(
             'loss_fn must return (loss, metrics) with metrics["n_tokens"], the number of items averaged')

@@ -1,4 +1,4 @@
-"""One loop for every method on fixed data: a method is a loss.
+"""One training loop for every method on fixed data; the methods differ in their loss only.
 
 `train` asks `loss_fn(batch)` for (loss, metrics). The loss is a mean over metrics["n_tokens"] items: tokens, rows or
 pairs. PPO makes its own data, so it has its own loop (methods/ppo_loop.py), which shares `take_step` and `Run`.
@@ -21,7 +21,7 @@ from minift.errors import MiniftError
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What steers a training run. It checks itself: MiniftError for a value that cannot work."""
+    """The settings of a training run. MiniftError for a value that cannot work."""
 
     # Optimizer steps in all.
     steps: int
@@ -31,11 +31,11 @@ class TrainConfig:
     warmup: int | None = None
     # The learning rate of the last step, at the end of a half cosine; None: lr / 10.
     min_lr: float | None = None
-    # AdamW's decay of the weight matrices, per step and per unit of learning rate.
+    # AdamW's weight decay of the matrices, per step and per unit of learning rate.
     weight_decay: float = 0.1
     # AdamW's decay rates of the mean gradient and of the mean squared gradient, per step.
     betas: tuple[float, float] = (0.9, 0.95)
-    # Batches in one step; their tokens count alike, as in one big batch.
+    # Batches in one step; every token counts the same, as in one big batch.
     accumulate: int = 1
     # The largest norm of the whole gradient; None: no clipping.
     clip: float | None = 1.0
@@ -47,7 +47,7 @@ class TrainConfig:
     save_every: int = 0
     # Whether to go on from the state in state_path.
     resume: bool = False
-    # A file for the history as JSON lines, written as it grows; None: none.
+    # A file of JSON lines for the history, one more line after each step; None: no file.
     metrics_path: str | None = None
     # Where to train, such as "cuda"; None: where the model is.
     device: str | None = None
@@ -90,6 +90,7 @@ def train(model, batches, loss_fn, config=None, *, evaluate=None, on_best=None, 
     loss_fn(batch) -> (loss, metrics). config: a TrainConfig; settings: its fields as keywords (steps=100, lr=1e-3).
     evaluate() -> dict of numbers, called when an evaluation is due. on_best(row): called when "valid_loss" improves.
     """
+    # Settings, optimizer, and the state that a resumed run goes on from.
     config = make_config(config, settings)
     device = place_model(model, config)
     loss_fn = in_dtype(loss_fn, config.dtype, device)
@@ -100,7 +101,7 @@ def train(model, batches, loss_fn, config=None, *, evaluate=None, on_best=None, 
         state, config.steps, name=config.name, state_path=config.state_path, save_every=config.save_every,
         resume=config.resume, metrics_path=config.metrics_path, progress=config.progress)
 
-    # eval_mode gives each module its own mode back at the end.
+    # The loop. eval_mode gives each module its own mode back at the end.
     with eval_mode(model), run:
         for step in run:
             model.train()
@@ -122,7 +123,8 @@ def train(model, batches, loss_fn, config=None, *, evaluate=None, on_best=None, 
 def take_step(optimizer, batches, loss_fn, *, lr, clip=1.0):
     """One optimizer step on the micro-batches of `batches`, as if they were one big batch.
 
-    Each loss is a mean over its own n_tokens, so it counts n_tokens times; the sum is divided by all tokens once.
+    Each loss is a mean over its own n_tokens, so it is multiplied by n_tokens; the sum of the gradients is divided by
+    the number of all tokens once.
     lr: the learning rate of this step. clip: largest norm of the whole gradient, None for no clipping.
     Returns the token-weighted means of the scalar metrics, with loss, lr, grad_norm (before clipping) and n_tokens;
     a step without any token changes nothing and has skipped=True.
@@ -196,7 +198,7 @@ def in_dtype(loss_fn, dtype, device):
 
 
 def add_evaluation(row, state, evaluate, on_best):
-    """Add evaluate()'s numbers to the row. It neither trains nor moves the random numbers of the training."""
+    """Add evaluate()'s numbers to the row. Weights and random numbers of the training stay as they were."""
     random = random_state(state.device)
     with eval_mode(state.model), torch.no_grad():
         result = evaluate()
@@ -230,7 +232,7 @@ def warn_untrained(state, metrics):
 
 
 def check_learned(history):
-    """Count the steps without a token to learn in a warning. MiniftError when no step had one."""
+    """Warn of steps without a token to learn. MiniftError when no step had one."""
     n_skipped = sum(row.get("skipped", False) for row in history)
     if n_skipped == len(history):
         raise MiniftError(

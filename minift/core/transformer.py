@@ -22,7 +22,7 @@ CHOICES = {"norm": ("layernorm", "rmsnorm"), "positions": ("learned", "rotary"),
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The numbers and names that make one model family out of the body. MiniftError on a combination that cannot be."""
+    """The settings that turn the body into one model family. MiniftError for a combination that cannot work."""
 
     # V, how many token ids there are.
     vocab_size: int
@@ -38,7 +38,7 @@ class TransformerConfig:
     d_ff: int
     # K, key/value heads, shared by groups of query heads; None: one for each query head.
     n_kv_head: int | None = None
-    # Each token sees itself and what came before it; False: all see all.
+    # Each token attends to itself and to the tokens before it; False: to all tokens.
     causal: bool = True
     # Normalise before each sublayer (GPT-2, Llama); False: after the addition (BERT).
     norm_first: bool = True
@@ -46,7 +46,7 @@ class TransformerConfig:
     norm: str = "rmsnorm"
     # Added to the variance, inside the root.
     norm_eps: float = 1e-5
-    # Positions: "rotary", or "learned", one vector a position.
+    # Positions: "rotary", or "learned", one vector per position.
     positions: str = "rotary"
     # Rotary wavelengths run from 2 pi to 2 pi rope_theta tokens.
     rope_theta: float = 10000.0
@@ -60,14 +60,15 @@ class TransformerConfig:
     rope_scaling: tuple | None = None
 
     def __post_init__(self):
+        # Defaults and types: a config.json gives rope_scaling as a list.
         if self.n_kv_head is None:
             object.__setattr__(self, "n_kv_head", self.n_head)
-        # A config.json gives a list.
         if self.rope_scaling is not None:
             object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))
             if len(self.rope_scaling) != 4 or not 0 < self.rope_scaling[1] < self.rope_scaling[2]:
                 raise MiniftError(
                     f"rope_scaling is {self.rope_scaling}; expected (factor, low, high, context)")
+        # Each setting alone.
         for name in (
                 "vocab_size", "context_length", "n_layer", "n_head", "d_model", "d_ff", "n_kv_head"):
             check_whole(name, getattr(self, name), least=1)
@@ -77,6 +78,7 @@ class TransformerConfig:
             if getattr(self, name) not in known:
                 raise MiniftError(
                     f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+        # Settings that must fit each other.
         if self.d_model % self.n_head:
             raise MiniftError(
                 f"d_model {self.d_model} is not a multiple of n_head {self.n_head}; change one")
@@ -101,6 +103,7 @@ class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.kind = config.mlp
+        self.approximate = "tanh" if self.kind == "gelu_tanh" else "none"
         if self.kind == "swiglu":
             self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
         self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
@@ -109,8 +112,7 @@ class MLP(nn.Module):
     def forward(self, x):
         if self.kind == "swiglu":
             return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # (B, T, F) inside
-        return self.down_proj(
-            F.gelu(self.up_proj(x), approximate="tanh" if self.kind == "gelu_tanh" else "none"))
+        return self.down_proj(F.gelu(self.up_proj(x), approximate=self.approximate))
 
 
 def make_norm(config):
@@ -121,7 +123,7 @@ def make_norm(config):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each added to the stream; the norms sit before them (norm_first) or after the additions."""
+    """Attention, then MLP, each added to the residual stream; norm_first: a norm before each, else after each sum."""
 
     def __init__(self, config):
         super().__init__()
@@ -143,8 +145,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """The body: embeddings, blocks, and one extra norm (at the end if norm_first, else right after the embedding).
 
-    checkpointing: set it to True, and training keeps of each block its input only and computes the rest again for the
-    backward pass: the same loss and gradients in less memory; a third slower, with LoRA up to half.
+    checkpointing: if set to True, training keeps only the input of each block and computes the rest again in the
+    backward pass. Loss and gradients are the same, in less memory; a step takes a third longer, with LoRA up to half.
     """
 
     def __init__(self, config):
@@ -155,7 +157,8 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = make_norm(config)
         self.apply(init_weights)
-        for block in self.layers:  # 2 n_layer sublayers add to the stream: keep its variance in hand
+        # 2 n_layer sublayers add to the residual stream: smaller weights keep its variance from growing with depth.
+        for block in self.layers:
             for projection in (block.attn.o_proj, block.mlp.down_proj):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * config.n_layer))
 
@@ -164,14 +167,16 @@ class Transformer(nn.Module):
         """Hidden states (B, T, D) of input_ids (B, T).
 
         attention_mask: (B, T) bool, True at real tokens; with a cache (B, cached + T). position_ids: (B, T), by default
-        the number of real tokens before each one. segment_ids: (B, T), packed samples, blind for one another.
-        cache: a KVCache, which takes the new tokens in. MiniftError on ids, lengths or shapes that cannot be.
+        the number of real tokens before each one. segment_ids: (B, T): tokens attend within one segment only.
+        cache: a KVCache, to which the new tokens are added. MiniftError for ids, lengths or shapes that cannot work.
         """
+        # Where the new tokens stand: T of them, S together with the cached ones.
         past = 0 if cache is None else cache.length
         attention_mask = self.check(input_ids, attention_mask, position_ids, segment_ids, cache)
         T, S, device = input_ids.shape[1], past + input_ids.shape[1], input_ids.device
         if position_ids is None:
             position_ids = default_positions(T, S, attention_mask, segment_ids, device)
+        # Embeddings; positions are added here, or enter each attention as rotary angles.
         x = self.embed(input_ids)  # (B, T, D)
         angles = None
         if self.positions is None:
@@ -180,12 +185,13 @@ class Transformer(nn.Module):
                 self.config.rope_scaling)
         else:
             x = x + self.positions(position_ids)
+        # Which tokens attend to which. Without a mask to build or to read, attention is faster.
         if attention_mask is None and segment_ids is None and (past == 0 or T == 1):
-            # No mask to build or to read: fast.
             sight = Sight(None, self.config.causal and past == 0, angles)
         else:
             sight = Sight(
                 visible(T, S, self.config.causal, attention_mask, segment_ids, device), False, angles)
+        # The blocks.
         x = x if self.config.norm_first else self.norm(x)
         x = F.dropout(x, self.config.dropout, self.training)
         again = self.checkpointing and torch.is_grad_enabled() and cache is None
@@ -196,7 +202,8 @@ class Transformer(nn.Module):
         return self.norm(x) if self.config.norm_first else x  # (B, T, D)
 
     def check(self, input_ids, attention_mask, position_ids, segment_ids, cache):
-        """Refuse what would fail deep inside, or worse, would not fail; returns attention_mask as bool."""
+        """MiniftError for inputs that would fail later or give wrong results. Returns attention_mask as bool."""
+        # The ids must be whole numbers in two dimensions.
         if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32):
             raise MiniftError(
                 f"input_ids must be whole numbers (torch.long) of shape (B, T); got {input_ids.dtype} "
@@ -214,7 +221,7 @@ class Transformer(nn.Module):
         if S > room:
             raise MiniftError(
                 f"length {S} is beyond the {limit} of {room} tokens; shorten or split the input")
-        # The other arguments must have their shapes, and all ids and positions must exist.
+        # The optional inputs must have their shapes.
         for name, given, shapes in (
                 ("attention_mask", attention_mask, [(B, S)]),
                 ("segment_ids", segment_ids, [(B, T)]),
@@ -222,6 +229,7 @@ class Transformer(nn.Module):
             if given is not None and given.shape not in shapes:
                 raise MiniftError(
                     f"{name} has shape {tuple(given.shape)}; expected {shapes[0]}")
+        # Each id and each position must have a row in its embedding.
         check_range(input_ids, self.config.vocab_size, "token id", "the vocabulary")
         if position_ids is not None and self.positions is not None:
             check_range(position_ids, self.config.context_length, "position", "the context")
@@ -229,7 +237,7 @@ class Transformer(nn.Module):
 
 
 def check_range(ids, size, what, whose):
-    """MiniftError for the first id outside 0..size-1. Only on the CPU: elsewhere, looking would stall the device."""
+    """MiniftError for the first id outside 0..size-1. Only on the CPU: a GPU would have to wait."""
     if ids.device.type != "cpu" or ids.numel() == 0:
         return
     low, high = torch.aminmax(ids)

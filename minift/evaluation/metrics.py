@@ -13,7 +13,7 @@ from collections import Counter
 import regex
 import torch
 
-from minift.core.logprobs import eval_mode, labelled_nll
+from minift.core.logprobs import batch_nll, eval_mode
 from minift.core.resume import move_batch
 from minift.errors import MiniftError
 
@@ -49,9 +49,7 @@ def language_model_nll(model, batches):
     with eval_mode(model):
         for batch in batches:
             batch = move_batch(batch, device)
-            extra = {name: batch[name] for name in ("attention_mask", "position_ids", "segment_ids") if name in batch}
-            hidden = model.body(batch["input_ids"], **extra)  # (B, T, D)
-            nll, n = labelled_nll(hidden, model.head, batch["labels"], model.config.vocab_size)
+            nll, n = batch_nll(model, batch, batch["labels"])
             nll_sum += nll.item()
             n_tokens += n
     return nll_sum, n_tokens
