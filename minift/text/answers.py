@@ -1,4 +1,4 @@
-"""Prompts in, a model's sampled answers out: in batches, in the prompts' order, as ids and as text."""
+"""A model's sampled answers to prompts: in batches, in the order of the prompts, as ids and as text."""
 
 from dataclasses import dataclass
 

@@ -14,7 +14,7 @@ from minift.errors import MiniftError
 
 
 def pad(rows, pad_value, length=None):
-    """Make rows of unequal length one tensor (B, T), filled up at the right with pad_value, whose type is the tensor's.
+    """One tensor (B, T) from rows of unequal length, padded on the right with pad_value, which also sets its type.
 
     length: T; by default that of the longest row. MiniftError when a row is longer. (Prompts: generate.left_pad.)
     """
@@ -51,11 +51,11 @@ def check_lengths(example):
 
 
 class Batches:
-    """Batches of some examples, again and again: each pass is a new epoch in a new order, drawn from (seed, epoch).
+    """Re-iterable batches of examples: each pass is a new epoch in a new order, which depends on (seed, epoch) alone.
 
     examples: a list of dicts. collate: list of examples -> dict of tensors. The last, smaller batch is kept.
     bucket: when shuffling, put rows of similar length together, which saves padding. shuffle=False keeps the order.
-    `epoch` counts the passes that were started; set it to go back to a certain order.
+    `epoch` counts the passes that were started; set it to get the order of that epoch again.
     """
 
     def __init__(self, examples, batch_size, collate, seed=0, shuffle=True, bucket=True):
@@ -92,14 +92,14 @@ class Batches:
 
 
 def epoch_generator(seed, epoch):
-    """Random numbers that depend on the seed and on the epoch's number alone."""
+    """A random number generator that depends on the seed and on the epoch's number alone."""
     return torch.Generator().manual_seed(1_000_003 * seed + epoch)
 
 
 class Epochs:
     """Batches that are made anew in each epoch from other batches: a subclass says how, in make_batches(generator).
 
-    sources: re-iterables; those that count epochs themselves are kept in step, so that an epoch is a function of its
+    sources: re-iterables. A source with an `epoch` of its own is set to the same epoch, so that an epoch depends on its
     number alone. fresh=False: the same random numbers in every epoch. `epoch` counts the passes that were started.
     """
 
@@ -122,7 +122,8 @@ class Epochs:
 
     def __iter__(self):
         self.epoch = self._epoch
-        generator = epoch_generator(self.seed, self._epoch if self.fresh else 0)
+        number = self._epoch if self.fresh else 0
+        generator = epoch_generator(self.seed, number)
         self._epoch += 1
         return self.make_batches(generator)
 
@@ -140,7 +141,7 @@ def example_length(example):
 def token_windows(ids, length):
     """Cut a text into lists of length + 1 ids that overlap by one: every pair (token, next token) is in exactly one.
 
-    This is for evaluation: each list gives `length` predictions, and the last one fewer.
+    For evaluation: each list gives `length` predictions; the last list may give fewer.
     """
     if length < 1:
         raise MiniftError(f"length must be at least 1; got {length}")
@@ -167,7 +168,7 @@ class Windows:
         self.length, self.batch_size, self.seed, self.epoch = length, batch_size, seed, 0
 
     def __len__(self):
-        """Batches of the coming epoch (an offset may cost one window)."""
+        """The number of batches in the next epoch (its random offset may cost one window)."""
         return math.ceil(len(self.starts(self.epoch)) / self.batch_size)
 
     def __iter__(self):
@@ -189,33 +190,39 @@ class Windows:
 
 
 def plan_packs(lengths, length):
-    """Best-fit decreasing: the longest first, each into the fullest row in which it still fits. Lists of indices."""
+    """Best-fit decreasing: the longest example first, each into the fullest row with room for it. Lists of indices."""
+    # rows_with_space[n]: the rows in which n tokens are still free.
     rows, rows_with_space = [], [[] for _ in range(length + 1)]
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        space = next(
-            (space for space in range(lengths[i], length + 1) if rows_with_space[space]), None)
-        row = [] if space is None else rows_with_space[space].pop(0)
-        if space is None:
-            rows.append(row)
+        # The least space that is enough; without any, an empty row of full length is begun.
+        enough = (space for space in range(lengths[i], length + 1) if rows_with_space[space])
+        space = next(enough, length)
+        if not rows_with_space[space]:
+            rows.append([])
+            rows_with_space[space].append(rows[-1])
+        row = rows_with_space[space].pop(0)
         row.append(i)
-        rows_with_space[(length if space is None else space) - lengths[i]].append(row)
+        rows_with_space[space - lengths[i]].append(row)
     return rows
 
 
 def pack(examples, length, pad_id):
     """Several examples into each row of `length` tokens: input_ids, labels, position_ids, segment_ids, all (N, length).
 
-    position_ids restart at 0 in each example; segment_ids count the examples of a row (-1: padding), so that attention
-    can stay within each. labels are -100 on padding and on each first token, which nothing before it predicts.
+    position_ids restart at 0 in each example. segment_ids count the examples of a row (-1: padding), so that attention
+    can stay within one example. labels are -100 on padding and on each first token, which nothing before it predicts.
     MiniftError when examples are longer than a row.
     """
+    # Every example must fit into a row.
     lengths = [len(example["input_ids"]) for example in examples]
     too_long = sum(n > length for n in lengths)
     if too_long or not lengths or min(lengths) == 0:
         raise MiniftError(
             f"cannot pack {len(lengths)} examples into rows of {length} tokens: {too_long} are longer "
             f"(truncate or drop them), {lengths.count(0)} are empty")
-    columns = {"input_ids": [], "labels": [], "position_ids": [], "segment_ids": []}
+    # Join the examples of each row, then pad the rows.
+    fill = {"input_ids": pad_id, "labels": IGNORE_INDEX, "position_ids": 0, "segment_ids": -1}
+    columns = {name: [] for name in fill}
     for row in plan_packs(lengths, length):
         parts = {name: [] for name in columns}
         for segment, i in enumerate(row):
@@ -226,5 +233,4 @@ def pack(examples, length, pad_id):
             parts["segment_ids"] += [segment] * lengths[i]
         for name, part in parts.items():
             columns[name].append(part)
-    fill = {"input_ids": pad_id, "labels": IGNORE_INDEX, "position_ids": 0, "segment_ids": -1}
     return {name: pad(rows, fill[name], length=length) for name, rows in columns.items()}

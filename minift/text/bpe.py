@@ -21,13 +21,13 @@ import regex
 
 from minift.errors import MiniftError
 
-# GPT-2's pieces: a word, a number or a run of signs, each with the one space before it; merges never cross them. Unlike
-# GPT-2's, white space needs no look-ahead, so that a long run of it cannot exhaust the stack of the matcher.
+# GPT-2's pieces: a word, a number or a run of signs, each with the one space before it. No merge crosses their borders.
+# Unlike GPT-2's, this pattern needs no look-ahead for white space, so a long run of it cannot exhaust the matcher.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+| +|[^\S ]+"
 
 
 def count_words(texts):
-    """Cut the texts into pieces by PATTERN and count them: piece (bytes) -> how often. Merging needs no more."""
+    """Cut the texts into pieces by PATTERN and count them: piece (bytes) -> how often. Merging needs only this."""
     counts, cut = Counter(), regex.compile(PATTERN)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
@@ -92,7 +92,7 @@ def merge(ids, pair, new_id):
 
 
 def utf8(text):
-    """The UTF-8 bytes of a text; MiniftError for a lone surrogate, which is half a character and has none."""
+    """The UTF-8 bytes of a text; MiniftError for a lone surrogate (half a character), which has none."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:

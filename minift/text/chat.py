@@ -12,7 +12,7 @@ from minift.errors import MiniftError
 from minift.text.chat_format import MINIFT
 
 ROLES = ("system", "user", "assistant")
-# A special token's name, in a template.
+# The name of a special token in a template.
 SPECIAL = re.compile(r"(<[^<>\s]+>)")
 
 
@@ -20,7 +20,7 @@ def encode_chat(tokenizer, messages, add_generation_prompt=False):
     """Messages to (input_ids, response_mask), two lists of one length.
 
     messages: [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, ...]
-    response_mask: True on what the model writes: the text of each assistant turn and the token that ends it.
+    response_mask: True at the ids that the model writes: the text of each assistant turn and the token that ends it.
     add_generation_prompt: end where the model's turn begins; the last message is then the user's.
     """
     check_messages(messages)
@@ -48,14 +48,15 @@ def format_of(tokenizer):
 
 
 def segments(tokenizer, pieces):
-    """Yield (id of a special token, or a text, written by the model?) in order; MiniftError: there is no such token.
+    """Yield (id of a special token, or a text; written by the model?) in order. MiniftError for an unknown token.
 
-    pieces: of a ChatFormat. Texts that stand side by side and are not the model's are one, as other programs encode
-    the conversation.
+    pieces: from ChatFormat.pieces. Neighbouring texts that the model does not write are joined into one text, because
+    other programs encode a conversation in this way.
     """
     waiting = ""
     for text, of_template, written in pieces:
-        for part in filter(None, SPECIAL.split(text)) if of_template else [text]:
+        parts = filter(None, SPECIAL.split(text)) if of_template else [text]
+        for part in parts:
             special = of_template and bool(SPECIAL.fullmatch(part))
             if special or written:
                 yield waiting, False
@@ -82,14 +83,16 @@ def encode_prompt(tokenizer, prompt):
 def encode_answer(tokenizer, text):
     """The ids of one answer and the token that ends it, as encode_chat has them after a prompt; text may be empty."""
     chat = format_of(tokenizer)
-    return tokenizer.encode(text.strip() if chat.strip else text) + [tokenizer.special_id(chat.end)]
+    if chat.strip:
+        text = text.strip()
+    return tokenizer.encode(text) + [tokenizer.special_id(chat.end)]
 
 
 def check_messages(messages, where="messages", need_assistant=False):
-    """MiniftError unless messages are an optional system turn, then user, assistant, user, ... in turn.
+    """MiniftError unless messages are an optional system turn, then user and assistant turns alternately.
 
     where: what the error calls them ("train.jsonl:7"). need_assistant: for training, where an answer must be learned.
-    A user may say nothing (""), an assistant may not: learning from it would teach silence.
+    A user's text may be empty, an assistant's may not: the model would learn to say nothing.
     """
     if not isinstance(messages, list) or not messages:
         raise MiniftError(

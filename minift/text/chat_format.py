@@ -1,7 +1,7 @@
 """How a model wants a conversation written: the text around each turn, as data.
 
 A conversation is written as the texts of its turns, each between a header and an end; chat.py turns these pieces into
-ids. Published models say it by a Jinja template, a small program: formats/chat_template.py knows which template is
+ids. Published models come with a Jinja template, a small program: formats/chat_template.py knows which template means
 which format. Left out: tools, images.
 """
 
@@ -10,23 +10,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """The template text around the turns' own texts; names of special tokens in it become their ids."""
+    """The template text around the turns' own texts. Names of special tokens in the template become their ids."""
 
     # The text before each turn.
     header: str = "<{role}>"
-    # After a text that the model did not write.
+    # The text after a turn that the model did not write.
     others_end: str = ""
-    # After a text of the model's, which writes this as well.
+    # The text after the model's turn; the model writes it too.
     end: str = "<eos>"
-    # The text after that.
+    # The text after `end`, which the model does not write.
     after: str = ""
     # The text before the whole conversation.
     begin: str = ""
-    # What the system says when a conversation has no system turn.
+    # The system turn of conversations that have none; None: there is no such turn.
     system: str | None = None
-    # Before what the system says.
+    # The text before the text of a system turn.
     system_prefix: str = ""
-    # White space at both ends of a text is dropped.
+    # Whether white space at both ends of a turn's text is removed.
     strip: bool = False
 
     def pieces(self, messages, add_generation_prompt=False):
@@ -35,8 +35,13 @@ class ChatFormat:
         if self.system is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
         for message in messages:
-            role, content = message["role"], message["content"].strip() if self.strip else message["content"]
-            yield self.header.format(role=role) + self.system_prefix * (role == "system"), True, False
+            role, content = message["role"], message["content"]
+            if self.strip:
+                content = content.strip()
+            header = self.header.format(role=role)
+            if role == "system":
+                header += self.system_prefix
+            yield header, True, False
             if role == "assistant":
                 yield content, False, True
                 yield self.end, True, True
@@ -56,5 +61,5 @@ MINIFT = ChatFormat()
 
 
 def plain_format(eos):
-    """For a base model, which has no template: lines that it understands without new tokens. eos: name of its token."""
+    """The format for a base model, which has no template: plain lines, no new tokens. eos: the name of its end."""
     return ChatFormat("{role}:\n", "\n", eos, "\n")

@@ -1,8 +1,8 @@
-"""JSON Lines: one object a line, read strictly, written atomically.
+"""JSON Lines: one object on each line, read strictly, written atomically.
 
 Accepted: UTF-8 with or without a byte order mark, Windows line ends, blank lines, a last line without an end. When an
-object has a key twice, the last one wins (as everywhere in Python). Refused, with file and line: all else, and NaN,
-Infinity and lone surrogates, which Python's own reader takes. Left out: compressed files, reading row by row.
+object has a key twice, the last one counts (as everywhere in Python). All else is refused with file and line, also NaN,
+Infinity and lone surrogates, which Python's own reader accepts. Left out: compressed files, reading row by row.
 """
 
 import codecs
@@ -21,7 +21,7 @@ def read_jsonl(path, required=()):
     """
     rows = []
     try:
-        # Bytes: only these lines end at "\n" alone, and not at U+2028 inside a text.
+        # In bytes, a line ends at "\n" only, and at no other character inside a text.
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
@@ -89,7 +89,7 @@ def check_surrogates(text, row, where):
 
 
 def write_jsonl(path, rows):
-    """Write dicts, one a line, atomically: the old file stays until the new one is complete.
+    """Write dicts, one on each line, atomically: the old file stays until the new one is complete.
 
     Raises MiniftError for a row that read_jsonl would refuse; nothing is written then.
     """

@@ -1,6 +1,6 @@
-"""Preference pairs as ids: one prompt, a chosen and a rejected answer, in the chat template.
+"""Preference pairs as ids: a prompt with a chosen and a rejected answer, in the chat template.
 
-A prompt that does not fit is shortened from the left, because an answer is judged by its own words: cutting on the
+A prompt that does not fit is shortened from the left, because people judged the answer: cutting on the
 right would make many chosen and rejected answers alike. Left out: pairs whose answers follow different prompts.
 """
 
@@ -16,7 +16,7 @@ SIDES = ("chosen", "rejected")
 
 
 def encode_pair(tokenizer, prompt, chosen, rejected, context_length):
-    """A pair as an example, or None when both answers are alike within the context.
+    """A pair as an example, or None when both answers are the same within the context.
 
     prompt: str or messages. chosen, rejected: str; each gets the token that ends it. If the prompt is too long, its
     oldest text tokens are removed; control tokens stay. If an answer is still too long, it is cut at its end, so it has
@@ -33,7 +33,7 @@ def encode_pair(tokenizer, prompt, chosen, rejected, context_length):
     answers = [answer[:room] for answer in whole]
     if answers[0] == answers[1]:
         return None
-    excess = max(0, len(prompt_ids) + max(len(answer) for answer in answers) - context_length)
+    excess = max(0, len(prompt_ids) + max(map(len, answers)) - context_length)
     oldest = set([place for place, i in enumerate(prompt_ids) if i not in control][:excess])
     prompt_ids = [i for place, i in enumerate(prompt_ids) if place not in oldest]
     example = {"n_cut": len(oldest) + sum(len(a) - len(b) for a, b in zip(whole, answers))}
@@ -44,9 +44,9 @@ def encode_pair(tokenizer, prompt, chosen, rejected, context_length):
 
 
 def encode_pairs(tokenizer, rows, context_length):
-    """encode_pair of each row {"prompt", "chosen", "rejected"}: a list of examples, without the pairs that are alike.
+    """encode_pair of each row {"prompt", "chosen", "rejected"}: a list of examples, without pairs of equal answers.
 
-    Warns of how many were left out and how many shortened. Raises MiniftError when none is left.
+    Warns how many pairs were left out and how many were shortened. Raises MiniftError when none is left.
     """
     examples = []
     for number, row in enumerate(rows):
@@ -75,9 +75,10 @@ def collate_pairs(examples, pad_id):
     ref_rejected_logprobs, (B,). The masks come from the lengths, never from the ids.
     """
     # One length for both sides, so that chosen and rejected can go through the model as one batch.
-    batch, length = {}, 0
+    batch, lengths = {}, [0]
     for side in SIDES:
-        length = max([length, *(len(example[f"{side}_input_ids"]) for example in examples)])
+        lengths += [len(example[f"{side}_input_ids"]) for example in examples]
+    length = max(lengths)
     for side in SIDES:
         rows = [example[f"{side}_input_ids"] for example in examples]
         masks = [example[f"{side}_response_mask"] for example in examples]

@@ -1,7 +1,7 @@
 """Texts as an encoder reads them: [CLS] first [SEP], or [CLS] first [SEP] second [SEP].
 
 Devlin et al. 2018, "BERT", section 3 (input representation); the special tokens are called <cls> and <sep> here. Left
-out: segment embeddings, the [SEP] between tells the two texts apart.
+out: segment embeddings; the [SEP] between them separates the two texts.
 """
 
 import torch
@@ -13,7 +13,7 @@ from minift.text.batches import pad
 def encode_segments(tokenizer, first, second=None, context_length=None):
     """(ids, n_cut) of one text, or of two; n_cut: how many tokens were lost to fit into context_length.
 
-    The longer of the two texts (the second, when they are alike) loses its end, token by token, as in BERT's code.
+    The longer text (of two equally long ones the second) loses its last token, again and again, as in BERT's code.
     """
     parts = [tokenizer.encode(text) for text in (first, second) if text is not None]
     room = None if context_length is None else context_length - 1 - len(parts)

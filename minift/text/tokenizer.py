@@ -1,9 +1,9 @@
-"""Text to ids and back: the merges that bpe.py learns, applied by tiktoken with the very same ranks.
+"""Text to ids and back: bpe.py learns the merges, and tiktoken applies them with the same ranks.
 
 Left out: Unicode normalisation (text comes back byte for byte).
 
 Ids: 0..255 are the raw bytes, so no text is ever unknown; then the merges in the order in which they were learned; the
-special tokens come last. Special tokens are put in by templates, as ids: no text, whatever it says, becomes one.
+special tokens come last. Templates insert special tokens as ids: no text ever becomes one.
 The vocabularies of published models (vocabulary.py) have their own order of ids, and may be WordPiece.
 """
 
@@ -23,7 +23,7 @@ from minift.text.chat_format import MINIFT, ChatFormat
 DEFAULT_SPECIAL = (
     "<pad>", "<eos>", "<system>", "<user>", "<assistant>", "<mask>", "<cls>", "<sep>")
 
-# bpe: every text comes back byte for byte; lossy: bytes without a token are dropped (SmolLM2 has none for 21 of them)
+# bpe: every text comes back byte for byte. bpe-lossy: bytes without a token are dropped (SmolLM2 lacks 21 of them).
 KINDS = ("bpe", "bpe-lossy", "wordpiece", "wordpiece-cased")
 
 
@@ -32,8 +32,8 @@ class Tokenizer:
 
     ranks: bytes -> id; the lower the id, the earlier the merge; all 256 single bytes are in it (kind "bpe").
     special: name -> id, ids that no text can produce. pattern: the regular expression that cuts text into pieces.
-    kind: one of KINDS. roles: which ids serve as "<pad>", "<eos>", "<cls>", ... where tokens of these names are not in
-    special. chat: the ChatFormat of conversations, None when it is not known.
+    kind: one of KINDS. roles: which ids serve as "<pad>", "<eos>", "<cls>", ... when special has no tokens of these
+    names. chat: the ChatFormat of conversations; None when it is unknown.
     """
 
     def __init__(self, ranks, special, pattern=PATTERN, *, kind="bpe", roles=None, chat=MINIFT):
@@ -56,13 +56,13 @@ class Tokenizer:
                     "the WordPiece vocabulary has no [UNK] for what it cannot spell")
             return lambda text: wordpiece.encode(
                 text, self.ranks, lower=self.kind == "wordpiece")
+        # A byte without an id makes tiktoken crash: give it one that is removed again.
         missing = [byte for byte in range(256) if bytes([byte]) not in self.ranks]
         if missing and self.kind == "bpe":
             raise MiniftError(
                 f"the tokenizer lacks {len(missing)} of the 256 single bytes (the first is {missing[0]})")
         n, ranks = self.vocab_size, dict(self.ranks)
         for i, byte in enumerate(missing):
-            # Tiktoken crashes on a byte that has no id.
             ranks[bytes([byte])] = n + i
         encoding = tiktoken.Encoding(
             "minift", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens={})
@@ -74,8 +74,8 @@ class Tokenizer:
     def train(cls, texts, vocab_size, special_tokens=DEFAULT_SPECIAL):
         """Learn merges: join the most frequent pair of neighbours, again and again, until the vocabulary is full.
 
-        texts: strings. vocab_size: counts the 256 bytes, the merges and the special tokens; it ends up smaller when no
-        pair is left to merge. Ties: the higher count wins, then the smaller pair of ids, so no order matters.
+        texts: strings. vocab_size: counts the 256 bytes, the merges and the special tokens. The vocabulary is smaller
+        when no pair is left to merge. Of equally frequent pairs the smallest is merged, so no order of texts matters.
         """
         special_tokens = list(special_tokens)
         n_merges = vocab_size - 256 - len(special_tokens)
@@ -133,7 +133,7 @@ class Tokenizer:
         utf8(text)
         try:
             return self._encode(text)
-        # A crash inside of tiktoken is no Exception.
+        # A crash inside tiktoken is a BaseException, not an Exception.
         except BaseException as error:
             if type(error).__name__ != "PanicException":
                 raise
@@ -149,18 +149,18 @@ class Tokenizer:
         return text.removeprefix(" ") if self.kind.startswith("wordpiece") else text
 
     def token_bytes(self, token_id):
-        """The bytes of one token: a character may need several tokens, so a stream is decoded from bytes."""
+        """The bytes of one token: a character may need several tokens, so streamed text is decoded from bytes."""
         if token_id not in self._bytes:
             raise MiniftError(
                 f"token id {token_id} is not in the vocabulary of {self.vocab_size} tokens")
         return self._bytes[token_id]
 
     def hash(self):
-        """Hex digest of all that decides what encode and decode do; equal only for equal tokenizers."""
+        """Hex digest of everything that encode and decode depend on; equal only for equal tokenizers."""
         return hashlib.sha256(json.dumps(self._as_dict(), sort_keys=True).encode()).hexdigest()
 
     def save(self, path):
-        """Write one JSON file, atomically. A token is stored as a string with one character (U+0000..U+00FF) a byte."""
+        """Write one JSON file, atomically. A token is stored as a string, one character (U+0000..U+00FF) per byte."""
         write_json(path, {**self._as_dict(), "sha256": self.hash()})
 
     @classmethod
@@ -180,9 +180,11 @@ class Tokenizer:
         try:
             ranks = {token.encode("latin-1"): int(i) for token, i in stored["ranks"].items()}
             chat = stored.get("chat", dataclasses.asdict(MINIFT))
+            if chat is not None:
+                chat = ChatFormat(**chat)
             tokenizer = cls(
                 ranks, stored["special"], stored["pattern"], kind=stored.get("kind", "bpe"),
-                roles=stored.get("roles"), chat=None if chat is None else ChatFormat(**chat))
+                roles=stored.get("roles"), chat=chat)
             intact = tokenizer.hash() == stored["sha256"]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise MiniftError(f"{path} is corrupted ({error}); restore it or train the tokenizer again") from error
@@ -196,7 +198,7 @@ class Tokenizer:
         stored = {
             "format": "minift-tokenizer", "version": 1, "pattern": self.pattern, "special": self.special,
             "ranks": ranks}
-        # What one trained here does not need is not written.
+        # Settings with their default value are not written.
         if self.kind != "bpe":
             stored["kind"] = self.kind
         if self.roles:

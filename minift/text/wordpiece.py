@@ -1,10 +1,10 @@
-"""WordPiece, the tokens of BERT: text is cleaned and cut into words, and a word into the longest pieces there are.
+"""WordPiece, the tokens of BERT: text is cleaned and cut into words, and each word into the longest known pieces.
 
 Devlin et al. 2018, "BERT", and its code's basic cleaning (Wu et al. 2016, section 4.1, for the pieces). A word that
-cannot be put together is one [UNK]. Unlike BPE it gives text back only roughly: capitals and accents are gone. Left
-out: training a vocabulary.
+cannot be built from pieces is one [UNK]. Unlike BPE, it loses capitals and accents, so text comes back only roughly.
+Left out: training a vocabulary.
 
-A token is kept as the bytes that it stands for: b" play" begins a word, b"ing" (in vocab.txt: ##ing) goes on with one.
+A token is kept as the bytes that it stands for: b" play" begins a word, b"ing" (in vocab.txt: ##ing) continues one.
 """
 
 import unicodedata
@@ -14,13 +14,12 @@ import regex
 # The longest word, in characters; a longer one is unknown.
 LONGEST_WORD = 100
 UNKNOWN = b" [UNK]"
-# Control characters.
+# Control characters, which are removed.
 DROPPED = regex.compile(r"(?![\t\n\r])[\p{Cc}\p{Cf}\p{Co}\uFFFD]")
+# Each ideograph is a word of its own, and so is each sign.
 IDEOGRAPH = regex.compile(
     r"[\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF\U00020000-\U0002A6DF\U0002A700-\U0002CEAF"
-    # Each is a word of its own.
     r"\U0002F800-\U0002FA1F]")
-# And so is each of these.
 SIGN = r"\p{P}$+<=>^`|~"
 WORD = regex.compile(rf"[{SIGN}]|[^\s{SIGN}]+")
 
@@ -35,7 +34,7 @@ def words(text, lower):
     text = IDEOGRAPH.sub(r" \g<0> ", DROPPED.sub("", text))
     if lower:
         text = regex.sub(r"\p{Mn}", "", unicodedata.normalize("NFD", text))
-        # One by one: no rule for a final sigma.
+        # Character by character: in a whole word, lower() changes a final sigma in another way.
         text = "".join(character.lower() for character in text)
     return WORD.findall(text)
 
@@ -50,15 +49,16 @@ def encode(text, ranks, lower):
 
 def pieces(word, ranks):
     """Ids of the longest pieces, from left to right; [UNK] alone when they do not spell the whole word."""
-    ids, start = [], 0
+    # The first piece of a word begins with a space.
+    ids, start, space = [], 0, " "
     while start < len(word) <= LONGEST_WORD:
         for end in range(len(word), start, -1):
-            piece = word[start:end] if start else " " + word[:end]
+            piece = space + word[start:end]
             found = ranks.get(piece.encode())
             if found is not None:
                 break
         else:
             return [ranks[UNKNOWN]]
         ids.append(found)
-        start = end
+        start, space = end, ""
     return ids or [ranks[UNKNOWN]]
