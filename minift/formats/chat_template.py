@@ -34,9 +34,11 @@ def recognise(template, bos="", eos=""):
 
 def probes():
     """(messages, add_generation_prompt) of each probe."""
-    return [
-        ([{"role": role, "content": text} for role, text in probe], prompt)
-        for probe in PROBES for prompt in (False, probe[-1][0] == "user")]
+    found = []
+    for probe in PROBES:
+        messages = [{"role": role, "content": text} for role, text in probe]
+        found += [(messages, False), (messages, probe[-1][0] == "user")]
+    return found
 
 
 def render(template, messages, add_generation_prompt, bos):

@@ -30,8 +30,10 @@ class Record:
     def __init__(self, path, required):
         self.paths = {True: Path(path), False: sibling(path, "undecided")}
         keys = {True: required, False: ("annotator", "id", "verdict")}
-        found = [(row, decided) for decided in (True, False) for row in read(self.paths[decided], keys[decided])]
-        # (row, decided) pairs.
+        # (row, decided) pairs, in order of time.
+        found = []
+        for decided, path in self.paths.items():
+            found += [(row, decided) for row in read(path, keys[decided])]
         self.entries = sorted(found, key=lambda entry: str(entry[0].get("time", "")))
         self.stamps = {decided: stamp(path) for decided, path in self.paths.items()}
 

@@ -10,7 +10,7 @@ Algorithm". Left out: weighted kappa, items that are harder than others.
 import numbers
 import random
 from collections import Counter
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 
@@ -67,10 +67,10 @@ def krippendorff_alpha(ratings, level="nominal"):
     if level not in LEVELS:
         raise MiniftError(f"level is {level!r}; expected one of {', '.join(LEVELS)}")
     items = [said for said in by_item(check_ratings(ratings)) if len(said) > 1]
-    values = {value for said in items for value in said}
+    values = set(chain.from_iterable(items))
     if level != "nominal" and not all(isinstance(value, numbers.Real) for value in values):
         raise MiniftError(f"{level} ratings must be numbers, got {sorted(map(str, values))}")
-    values = sorted(values, key=(lambda value: (str(type(value)), value)) if level == "nominal" else None)
+    values = sorted(values, key=lambda value: (str(type(value)) if level == "nominal" else "", value))
     if len(values) < 2:
         raise MiniftError(f"all annotators always say {values[0]!r}: agreement beyond chance is not defined")
     place = {value: k for k, value in enumerate(values)}
@@ -135,10 +135,11 @@ def agreement_with_others(ratings):
     """For each annotator the share of the others' ratings of the same items that equal hers; None when none overlap."""
     rows, found = check_ratings(ratings), []
     for a, row in enumerate(rows):
-        same = [
-            x == other[i] for b, other in enumerate(rows) if b != a
-            for i, x in enumerate(row) if x is not None and other[i] is not None]
-        found.append(sum(same) / len(same) if same else None)
+        same = []
+        for other in rows[:a] + rows[a + 1:]:
+            same += [x == y for x, y in zip(row, other) if x is not None and y is not None]
+        share = sum(same) / len(same) if same else None
+        found.append(share)
     return found
 
 
@@ -165,7 +166,7 @@ def dawid_skene(ratings, iterations=200, tolerance=1e-8):
     It begins with the shares of the votes; an item that nobody rated gets the labels' frequencies.
     """
     rows = check_ratings(ratings)
-    labels = sorted({value for row in rows for value in row if value is not None}, key=str)
+    labels = sorted(set(chain.from_iterable(rows)) - {None}, key=str)
     said = np.zeros((len(rows), len(rows[0]), len(labels)))  # (A, N, L)
     for a, row in enumerate(rows):
         for i, value in enumerate(row):

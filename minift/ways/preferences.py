@@ -6,6 +6,7 @@ as Bradley and Terry (1952) say. Left out: more than two answers, answers from d
 
 import math
 import random
+from itertools import chain
 
 from minift.text.answers import sample_answers
 
@@ -15,7 +16,7 @@ def sample_pairs(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, 
 
     Prompts whose two answers came out the same are left out: they hold no preference.
     """
-    doubled = [prompt for prompt in prompts for _ in range(2)]
+    doubled = list(chain.from_iterable(zip(prompts, prompts)))
     answers = sample_answers(
         model, tokenizer, doubled, max_new_tokens=max_new_tokens, temperature=temperature,
         batch_size=batch_size, seed=seed)

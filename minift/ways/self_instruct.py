@@ -177,7 +177,10 @@ class Pool:
 
 def occurrences(found):
     """"the cat the" -> (the, 0), (the, 1), (cat, 0): each word and how often it came before."""
-    return [(word, k) for word, count in Counter(found).items() for k in range(count)]
+    places = []
+    for word, count in Counter(found).items():
+        places += [(word, k) for k in range(count)]
+    return places
 
 
 class ModelWriter:
