@@ -41,8 +41,10 @@ def find_laws(names):
     """The Laws of the test modules whose default arguments have one of these names. MiniftError: an unknown name."""
     if not TESTS.is_dir():
         raise MiniftError(f"check() runs the tests in {TESTS}, which is missing; work in a clone of the repository")
-    laws = [Law(file, *test) for file in sorted(TESTS.glob("test_*.py")) for test in read_tests(file)]
-    known = {name for law in laws for name in law.takes}
+    laws = []
+    for file in sorted(TESTS.glob("test_*.py")):
+        laws += [Law(file, *test) for test in read_tests(file)]
+    known = set().union(*(law.takes for law in laws))
     for name, value in dict(names).items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

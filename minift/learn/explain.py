@@ -8,6 +8,7 @@ import re
 import sysconfig
 import textwrap
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -136,7 +137,7 @@ def one_line(text, most=300):
 def report(laws, functions, hints=True):
     """All that is to be said, as one text. What was said under one law is not said again under the next."""
     names = ", ".join(functions)
-    if any(failure.unwritten for law in laws for failure in law.failures):
+    if any(failure.unwritten for failure in chain.from_iterable(law.failures for law in laws)):
         return "\n".join([f"{names}: not written yet. The laws to keep:", *(entry("-", law) for law in laws)])
     failures = [law.failures[0] for law in laws if law.failures]
     n_held = sum(not law.failures and not law.skipped for law in laws)

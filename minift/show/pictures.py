@@ -9,6 +9,7 @@ import sys
 import textwrap
 from functools import cache, partial
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,8 @@ def curves(ax, series, *, xlabel, ylabel, title=None, log=False):
     ax.grid(alpha=0.25)
     if len(series) > 1:
         ax.legend(frameon=False, handlelength=3)
-    whole = all(float(value).is_integer() for line in ax.lines for value in line.get_xdata())
+    places = chain.from_iterable(line.get_xdata() for line in ax.lines)
+    whole = all(float(value).is_integer() for value in places)
     if whole and ax.get_xscale() == "linear":
         ax.xaxis.get_major_locator().set_params(integer=True)
     finish(ax, xlabel, ylabel, title)
@@ -133,7 +135,7 @@ def name_bars(ax, labels):
     # That fit under a bar.
     letters = max(1, int(points / max(len(labels), 1) / 5.7))
     lines = [textwrap.wrap(plain(label), letters, break_long_words=False) for label in labels]
-    if all(len(line) <= letters for name in lines for line in name):
+    if all(len(line) <= letters for line in chain.from_iterable(lines)):
         ax.set_xticks(range(len(lines)), ["\n".join(name) for name in lines])
     else:
         ax.set_xticks(range(len(lines)), list(map(plain, labels)), rotation=30, ha="right", rotation_mode="anchor")

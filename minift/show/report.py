@@ -8,6 +8,7 @@ import base64
 import unicodedata
 from dataclasses import dataclass
 from html import escape
+from itertools import chain
 from pathlib import Path
 
 from minift.core.files import read_bytes, write_text
@@ -104,7 +105,7 @@ def table_text(rows, columns=None):
 
 
 def columns_of(rows):
-    return list(dict.fromkeys(key for row in rows for key in row))
+    return list(dict.fromkeys(chain.from_iterable(rows)))
 
 
 def is_numeric(rows, column):

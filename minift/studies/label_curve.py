@@ -107,12 +107,13 @@ def run(out, encoder=DATA / "encoder", tasks=tuple(LABELS), seeds=(0, 1, 2)):
             path = out / "cells" / f"{name}-{seed}.json"
             found = read_json(path) if path.exists() else {}
             task = Task(name, seed, model.body, tokenizer)
-            for way, n in ((way, n) for way, sizes in WAYS.items() for n in sizes):
-                key = f"{way}/{n}"
-                if key not in found:
-                    found[key] = task.measure(way, n)
-                    write_json(path, found)
-                    print(name, seed, key, found[key], flush=True)
+            for way, sizes in WAYS.items():
+                for n in sizes:
+                    key = f"{way}/{n}"
+                    if key not in found:
+                        found[key] = task.measure(way, n)
+                        write_json(path, found)
+                        print(name, seed, key, found[key], flush=True)
             cells[name, seed] = found
     # Average over the seeds; write and draw.
     curve = {name: summary([cells[name, seed] for seed in seeds]) for name in tasks}

@@ -33,12 +33,14 @@ def encoder(tour):
     right, (confidence, guesses) = labels_of(task.test["stories"]), task.probabilities(probe, "stories").max(-1)
     names = [[task.labels[int(i)] for i in part] for part in (guesses, right)]
     draw.draw_encoder(tour, curve, confusion_matrix(*names, task.labels), task.labels)
+    accuracies = {}
+    for way, points in curve.items():
+        accuracies |= {f"{way.replace(' ', '_')}_accuracy_{n}": value for n, value in points.items()}
     measures = {
         **filled, "probe_macro_f1": macro_f1(guesses, right),
         "probe_calibration_error": expected_calibration_error(confidence, guesses == torch.tensor(right)),
         "majority_accuracy": majority(labels_of(task.train), right),
-        **{f"{way.replace(' ', '_')}_accuracy_{n}": value for way, points in curve.items()
-           for n, value in points.items()}}
+        **accuracies}
     return Result(
         f"The encoder fills {filled['masked_accuracy']:.0%} of the blanks (a bigram guess: "
         f"{filled['bigram_accuracy']:.0%}). Frozen, with {few} labels, it gets {curve['probe'][few]:.0%} of the topics "

@@ -5,6 +5,8 @@ a certain mood. A plain language model is enough for it, so lessons on preferenc
 whether the ending fits its story (`world.rubric` judges whole stories), readers who err.
 """
 
+from itertools import chain
+
 from minift.text.answers import sample_responses
 from minift.world.corpus import stories
 from minift.world.rubric import role_of, sentences
@@ -47,7 +49,7 @@ def ending_pairs(model, tokenizer, beginnings, *, max_new_tokens=48, seed=0):
 
     An example also has its three texts: beginning, chosen, rejected.
     """
-    doubled = [text for text in beginnings for _ in range(2)]
+    doubled = list(chain.from_iterable(zip(beginnings, beginnings)))
     endings = sample_endings(
         model, tokenizer, doubled, max_new_tokens=max_new_tokens, seed=seed)
     examples = []

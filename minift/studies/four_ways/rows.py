@@ -118,7 +118,10 @@ def by_model(maker, checked=True):
 def mixture(maker):
     """A quarter of the tokens from each of the four ways."""
     ways = ("people", "templates", "crowd", "model")
-    return [row for way in ways for row in maker.cut(maker.make(way)[0], maker.n_tokens // len(ways))], {}
+    rows = []
+    for way in ways:
+        rows += maker.cut(maker.make(way)[0], maker.n_tokens // len(ways))
+    return rows, {}
 
 
 WAYS = {
@@ -129,8 +132,10 @@ WAYS = {
 
 
 def template_minutes(maker, tasks):
-    seen = [one for task in tasks for one in maker.templates[task]["templates"] if one["split"] == "seen"]
-    return len(seen) * MINUTES["template"]
+    splits = []
+    for task in tasks:
+        splits += [one["split"] for one in maker.templates[task]["templates"]]
+    return splits.count("seen") * MINUTES["template"]
 
 
 # ---- the fourth way's writer ----

@@ -3,6 +3,7 @@
 Left out: a search for the best learning rate of each way, and validation (each takes the weights of the last step).
 """
 
+from itertools import chain
 from statistics import fmean
 
 import torch
@@ -74,9 +75,10 @@ def diversity(rows):
     Both fall (rise) with the number of rows, so they are taken of the first N_DIVERSITY.
     """
     rows = rows[:N_DIVERSITY]
+    messages = list(chain.from_iterable(row["messages"] for row in rows))
     turns, pool = [first_answer(row)["prompt"][-1]["content"] for row in rows], Pool()
     for turn in turns:
         pool.add(turn)
     return {
-        "distinct_2": distinct_n([message["content"] for row in rows for message in row["messages"]], 2),
+        "distinct_2": distinct_n([message["content"] for message in messages], 2),
         "nearest": fmean(pool.nearest(turn, skip=i) for i, turn in enumerate(turns))}
