@@ -5,7 +5,6 @@ import statistics
 import sys
 import time
 from collections import Counter
-from functools import partial
 from itertools import groupby
 
 import torch
@@ -32,7 +31,7 @@ from minift.text.batches import collate
 
 USED_BY = {
     "messages": "sft, evaluate", "completion": "sft, evaluate, ppo", "pair": "reward, dpo, evaluate, ppo",
-    "prompt": "ppo, generate", "text": "pretrain, evaluate, ppo"}
+    "prompt": "ppo, generate", "text": "pretrain, evaluate, ppo", "label": "classify, evaluate"}
 # For the estimate an encoder predicts every 7th token: 15 % of them, as mlm does.
 HIDDEN = 7
 GREEN, GREY, PLAIN = "\x1b[1;32m", "\x1b[90m", "\x1b[0m"
@@ -49,14 +48,12 @@ def check_data(options):
     # Encode the rows of each form as training would; collect the bad ones instead of stopping at the first.
     bad, sequences = [], []
     encoder = isinstance(model, MaskedLanguageModel)
-    forms = [form for form in FORMS if form in (("label", "text") if encoder else USED_BY)]
+    forms = [form for form in FORMS if form == "text" or encoder == (form == "label")]
     rows = read_rows(files, forms, bad)
     for form in forms:
         part = [row for row in rows if row.form == form]
-        if part and form == "label":
-            sequences += check_labels(part, tokenizer, context, bad, options.show)
-        elif part:
-            make = pieces_of if encoder else sequences_of
+        if part:
+            make = pieces_of if encoder and form == "text" else sequences_of
             length = window(model, options.context) if form == "text" and not encoder else context
             sequences += check_form(form, make, part, tokenizer, length, bad, options.show)
     # Show the problems, then the time and memory that the good rows would need.
@@ -70,23 +67,38 @@ def check_data(options):
 
 
 def check_form(form, make, rows, tokenizer, context, bad, n_show):
-    """Report on the rows of one form; returns their sequences, [(ids, labels)]. make: of sequences_of and pieces_of."""
-    tally, sequences = Tally(read=len(rows)), []
+    """Report on the rows of one form; returns their sequences, [(ids, labels)].
+
+    make: the function that turns a row into its sequences. Of rows with a label only the label is learned.
+    """
+    # Encode the rows; each sequence keeps its row's label, if it has one.
+    tally, sequences, names = Tally(read=len(rows)), [], []
     for row in without_duplicates(rows, tally, drop=False):
         found = encode_row(lambda row, tally: make(row, tally, tokenizer, context), row, tally, bad) or []
         tally.used += bool(found)
         sequences += found
+        names += [str(row.values.get("label"))] * len(found)
     used_by, learned = USED_BY[form], "are learned"
     if make is pieces_of:
         used_by, learned = "mlm, classify --predict", "may be hidden"
     print(f"{{{', '.join(FORMS[form])}}}, for {used_by}: {tally}")
     if not sequences:
         return []
+    # Say how long they are, and what is learned of them.
     n = print_lengths([ids for ids, _ in sequences], context)
-    n_learned = sum(len(labels) - labels.count(IGNORE_INDEX) for _, labels in sequences)
-    print(f"  tokens in all: {n:,}, of which {n_learned:,} {learned} ({n_learned / n:.0%})")
-    for ids, labels in sequences[:n_show]:
-        print("  | " + coloured(tokenizer, ids[:context], labels[:context]).replace("\n", "\n  | "))
+    if form == "label":
+        counts = Counter(names)
+        print(f"  tokens in all: {n:,}")
+        print(f"  rows of each label: {', '.join(f'{name!r} {counts[name]}' for name in in_order(counts))}")
+    else:
+        n_learned = sum(len(labels) - labels.count(IGNORE_INDEX) for _, labels in sequences)
+        print(f"  tokens in all: {n:,}, of which {n_learned:,} {learned} ({n_learned / n:.0%})")
+    # Show some of them.
+    for name, (ids, labels) in zip(names[:n_show], sequences):
+        text = coloured(tokenizer, ids[:context], labels[:context])
+        if form == "label":
+            text = f"{name}: " + coloured(tokenizer, ids, [IGNORE_INDEX] * len(ids))
+        print("  | " + text.replace("\n", "\n  | "))
     return sequences
 
 
@@ -97,24 +109,6 @@ def print_lengths(rows, context):
         f"  tokens in a sequence: {lengths[0]} to {lengths[-1]}, median {statistics.median(lengths):.0f}, 95 % "
         f"have at most {lengths[int(0.95 * (len(lengths) - 1))]}; a row may have {context}")
     return sum(lengths)
-
-
-def check_labels(rows, tokenizer, context, bad, n_show):
-    """Report on rows with a label; returns their sequences, [(ids, ids)], for the estimate of time and memory."""
-    tally, encode = Tally(read=len(rows)), partial(encode_labelled_row, tokenizer=tokenizer, context=context)
-    examples = [encode_row(encode, row, tally, bad) for row in without_duplicates(rows, tally, drop=False)]
-    examples = [example for example in examples if example is not None]
-    tally.used, counts = len(examples), Counter(example["label"] for example in examples)
-    print(f"{{text, label}}, for classify, evaluate: {tally}")
-    if not examples:
-        return []
-    n = print_lengths([example["input_ids"] for example in examples], context)
-    print(f"  tokens in all: {n:,}")
-    print(f"  rows of each label: {', '.join(f'{name!r} {counts[name]}' for name in in_order(counts))}")
-    for example in examples[:n_show]:
-        text = coloured(tokenizer, example["input_ids"], [IGNORE_INDEX] * len(example["input_ids"]))
-        print(f"  | {example['label']}: {text}".replace("\n", "\n  | "))
-    return [(example["input_ids"],) * 2 for example in examples]
 
 
 def sequences_of(row, tally, tokenizer, context):
@@ -131,6 +125,9 @@ def sequences_of(row, tally, tokenizer, context):
         example = encode_text(row, tally, tokenizer)
         ids = example["input_ids"] if example else []
         return [(ids[start:start + context],) * 2 for start in range(0, len(ids), context)]
+    if row.form == "label":
+        example = encode_labelled_row(row, tally, tokenizer, context)
+        return [(example["input_ids"], example["input_ids"])] if example else []
     example = encode_dialogue(row, tally, tokenizer, context)
     return [(example["input_ids"], example["labels"])] if example else []
 
