@@ -1,4 +1,4 @@
-"""Classification on an encoder: a linear head on its pooled states, with the encoder frozen or trained along.
+"""Classification on an encoder: a linear head on its pooled states; the encoder is frozen or trained as well.
 
 Devlin et al. 2018, "BERT", sections 3.2 and 5.3 (fine-tuning and features); probe, then fine-tune: Kumar et al. 2022,
 "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", section 4.
@@ -64,7 +64,7 @@ def unfreeze(model):
 
 @torch.no_grad()
 def cached_features(model, batches):
-    """(features (N, D), labels (N,)) of all rows, computed once, in evaluation mode; a frozen body's never change."""
+    """(features (N, D), labels (N,)) of all rows, computed once, in evaluation mode; fixed while the body is frozen."""
     device = next(model.parameters()).device
     features, labels = [], []
     with eval_mode(model):
@@ -77,7 +77,7 @@ def cached_features(model, batches):
 
 
 class Rows:
-    """Shuffled batches of rows of tensors that are all in memory; each pass is an epoch drawn from (seed, epoch)."""
+    """Shuffled batches of rows of tensors in memory; the order of each epoch depends on (seed, epoch) alone."""
 
     def __init__(self, tensors, batch_size, seed=0):
         self.tensors, self.batch_size, self.seed, self.epoch = tensors, batch_size, seed, 0
@@ -99,9 +99,11 @@ def fit_linear(
         batch_size=PROBE["batch_size"], standardise=True, seed=0):
     """Logistic regression: an nn.Linear (D, L) trained on features (N, D) and labels (N,) by AdamW, from zero.
 
-    standardise: learn on features with mean 0 and std 1 over the rows, so that one learning rate suits all; this is
-    then folded into the weights. A probe is fit_linear on an encoder's features, a bag of words on counts of words.
+    standardise: learn on features with mean 0 and std 1 over the rows, so that one learning rate suits all; afterwards
+    the weights are changed to take the features as they were. A probe is fit_linear on an encoder's features; a bag of
+    words is fit_linear on counts of words.
     """
+    # Prepare the features and a linear layer that starts at zero.
     mean, std = torch.zeros_like(features[0]), torch.ones_like(features[0])  # (D,)
     if standardise:
         mean, std = features.mean(0), features.std(0, correction=0)
@@ -113,6 +115,7 @@ def fit_linear(
     def loss_fn(batch):
         return classification_loss(linear(batch["x"]), batch["label"]), {"n_tokens": len(batch["label"])}
 
+    # Train it, then put mean and std into its weights.
     rows = Rows({"x": (features - mean) / std, "label": labels}, batch_size, seed)
     train(linear, rows, loss_fn, steps=steps, lr=lr, weight_decay=weight_decay, progress=False)
     with torch.no_grad():
@@ -135,8 +138,8 @@ def train_classifier(
     """Train a SequenceClassifier by one of three regimes; returns the history of the training of all parameters.
 
     regime: "probe" (frozen body), "full" (all parameters), "probe-then-full" (the head first, on the frozen body, then
-    all). batches: re-iterable of dicts with input_ids, attention_mask, label. steps, lr and settings: of `train`, where
-    all is trained; probe: a dict of settings of fit_linear. Raises MiniftError for another regime.
+    all). batches: re-iterable of dicts with input_ids, attention_mask, label. steps, lr and settings: for `train`, when
+    all is trained; probe: a dict of settings for fit_linear. Raises MiniftError for another regime.
     """
     if regime not in REGIMES:
         raise MiniftError(f"regime is {regime!r}; expected one of {', '.join(REGIMES)}")

@@ -19,8 +19,8 @@ def dpo_loss(
         chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, beta, label_smoothing=0.0):
     """-log sigmoid(beta * (chosen log-ratio - rejected log-ratio)), the mean over pairs: log 2 at the reference.
 
-    *_logprobs: (B,), nats, SUMMED over each response, its EOS included (TRL: *_logps). beta: the price of KL, > 0.
-    label_smoothing: the chance that a label is wrong (conservative DPO), a float in [0, 0.5) or (B,), one a pair.
+    *_logprobs: (B,), nats, SUMMED over each response, its EOS included (TRL: *_logps). beta: weight of the KL, > 0.
+    label_smoothing: the chance that a label is wrong (conservative DPO), a float in [0, 0.5) or (B,), one per pair.
     Returns (loss, metrics); metrics hold the implicit rewards beta * log-ratio and how often chosen strictly wins.
     """
     check_number("beta", beta, above=0)
@@ -36,7 +36,7 @@ def dpo_loss(
 
 def ipo_loss(
         chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, beta):
-    """(chosen log-ratio - rejected log-ratio - 1 / (2 beta)) ** 2, the mean over pairs: a margin to reach and keep.
+    """(chosen log-ratio - rejected log-ratio - 1 / (2 beta)) ** 2, the mean over pairs: a margin of 1 / (2 beta).
 
     *_logprobs: (B,), nats, SUMMED over each response as in the paper (newer TRL passes means per token). beta: > 0, the
     paper's tau. Returns (loss, metrics) as dpo_loss does.
@@ -87,9 +87,9 @@ def kto_loss(
     metrics = {}
     # A batch may hold answers of one kind only.
     if len(chosen_rewards):
-        metrics["chosen_rewards"] = chosen_rewards.detach().mean().item()
+        metrics["chosen_rewards"] = _mean(chosen_rewards)
     if len(rejected_rewards):
-        metrics["rejected_rewards"] = rejected_rewards.detach().mean().item()
+        metrics["rejected_rewards"] = _mean(rejected_rewards)
     return torch.cat([wanted, unwanted]).mean(), metrics
 
 
@@ -98,7 +98,8 @@ def kto_kl(logprobs, ref_logprobs):
     if len(logprobs) < 2:
         raise MiniftError(
             "a KTO batch needs two rows or more: with one, the mismatched answer is the answer itself")
-    return (logprobs - ref_logprobs).mean().clamp(min=0).detach()
+    mean = (logprobs - ref_logprobs).mean()
+    return mean.clamp(min=0).detach()
 
 
 @torch.no_grad()
@@ -107,8 +108,9 @@ def add_reference_logprobs(examples, reference, pad_id, batch_size=16, device=No
 
     examples: dicts of lists (chosen_input_ids, chosen_response_mask, rejected_...), changed in place and returned.
     reference: callable (input_ids, attention_mask) -> logprobs (B, T-1), say make_reference(model). Run it again
-    whenever the examples or the reference change: stale sums cannot be noticed later.
+    whenever the examples or the reference change: nothing can notice old sums later.
     """
+    # List every answer: its example, the name of its sum, its ids and its mask.
     if device is None and hasattr(reference, "model"):
         device = next(reference.model.parameters()).device
     answers = []
@@ -116,14 +118,14 @@ def add_reference_logprobs(examples, reference, pad_id, batch_size=16, device=No
         for side in ("chosen", "rejected"):
             ids, mask = example[f"{side}_input_ids"], example[f"{side}_response_mask"]
             answers.append((example, f"ref_{side}_logprobs", ids, mask))
-    # Neighbours of similar length need little padding.
+    # Run batches of answers; answers of similar length need little padding.
     answers.sort(key=lambda answer: len(answer[2]))
     for part in chunks(answers, batch_size):
-        input_ids = pad([ids for _, _, ids, _ in part], pad_id).to(device)          # (B, T)
+        input_ids = pad([ids for _, _, ids, _ in part], pad_id).to(device)  # (B, T)
         real = pad([[True] * len(ids) for _, _, ids, _ in part], False).to(device)  # (B, T)
-        written = pad([mask for _, _, _, mask in part], False).to(device)           # (B, T)
-        logprobs = reference(input_ids, real)                                       # (B, T-1)
-        sums = masked_sum(logprobs, written[:, 1:], dim=1)                          # (B,)
+        written = pad([mask for _, _, _, mask in part], False).to(device)  # (B, T)
+        logprobs = reference(input_ids, real)  # (B, T-1)
+        sums = masked_sum(logprobs, written[:, 1:], dim=1)  # (B,)
         for (example, name, _, _), value in zip(part, sums.tolist()):
             example[name] = value
     return examples
@@ -164,29 +166,33 @@ def _pair_logprobs(model, batch):
         return torch.cat([batch[f"chosen_{name}"], batch[f"rejected_{name}"]])  # (2B, T)
 
     input_ids, written = both("input_ids"), both("response_mask")
-    hidden = model.body(input_ids, both("attention_mask"))                # (2B, T, D)
+    hidden = model.body(input_ids, both("attention_mask"))  # (2B, T, D)
     logprobs = response_logprobs(hidden, model.head, input_ids, written)  # (2B, T-1)
-    chosen, rejected = logprobs.sum(1).chunk(2)                           # (B,) each
-    return chosen, rejected, written[:, 1:].sum(1).clamp(min=1).chunk(2)
+    chosen, rejected = logprobs.sum(1).chunk(2)  # (B,) each
+    counts = written[:, 1:].sum(1).clamp(min=1)  # (2B,)
+    return chosen, rejected, counts.chunk(2)
 
 
 def _log_odds(logprobs):
-    """log(p / (1 - p)) from log p; p = 1 to rounding is kept finite."""
+    """log(p / (1 - p)) from log p; finite even where p is 1 after rounding."""
     logprobs = logprobs.clamp(max=-torch.finfo(logprobs.dtype).eps)
     return logprobs - torch.log(-torch.expm1(logprobs))
 
 
 def _metrics(chosen_rewards, rejected_rewards):
-    margin = (chosen_rewards - rejected_rewards).detach()
+    margin = chosen_rewards - rejected_rewards
     return {
-        "chosen_rewards": chosen_rewards.detach().mean().item(),
-        "rejected_rewards": rejected_rewards.detach().mean().item(),
-        "margin": margin.mean().item(),
-        # Strict: a tie is no win.
-        "accuracy": (margin > 0).float().mean().item()}
+        "chosen_rewards": _mean(chosen_rewards),
+        "rejected_rewards": _mean(rejected_rewards),
+        "margin": _mean(margin),
+        # A tie does not count as a win.
+        "accuracy": _mean((margin > 0).float())}
 
 
 def _with_logprobs(metrics, chosen, rejected):
     return metrics | {
-        "chosen_logprobs": chosen.detach().mean().item(),
-        "rejected_logprobs": rejected.detach().mean().item(), "n_tokens": len(chosen)}
+        "chosen_logprobs": _mean(chosen), "rejected_logprobs": _mean(rejected), "n_tokens": len(chosen)}
+
+
+def _mean(x):
+    return x.detach().mean().item()

@@ -1,7 +1,7 @@
-"""LoRA: leave the weights W alone and learn a low-rank change of them, h = W x + (alpha / rank) B A x.
+"""LoRA: keep the weights W frozen and learn a low-rank change of them, h = W x + (alpha / rank) B A x.
 
-Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", eq. 3. A starts random and B at zero, so that the
-first forward pass is the base model's, and the first backward pass reaches B only. Adapter files are PEFT's own.
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", eq. 3. A starts random and B at zero, so the
+first forward pass equals the base model's, and at first only B gets a gradient. Adapter files are PEFT's own.
 Left out: DoRA, rank-stabilised scaling (its files load), quantised bases, several adapters at once.
 """
 
@@ -21,9 +21,9 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 class LoRALinear(nn.Module):
-    """A frozen nn.Linear and beside it the branch (alpha / rank) B A, which alone is trained.
+    """A frozen nn.Linear plus the branch (alpha / rank) B A, which is trained.
 
-    rank: R, at most the smaller side of the weight. alpha: strength; alpha / rank keeps it when the rank changes.
+    rank: R, at most the smaller side of the weight. alpha: its strength, kept for other ranks by alpha / rank.
     dropout: in [0, 1], on the branch's input. Parts: .linear, .lora_A (R, in), .lora_B (out, R), .enabled, .merged.
     """
 
@@ -47,7 +47,7 @@ class LoRALinear(nn.Module):
 
     @property
     def as_linear(self):
-        """The one linear layer that gives the same now, merged or switched off, else the layer itself: for sampling."""
+        """For sampling: the plain layer that computes the same now (merged, or switched off), else this layer."""
         return self.linear if self.enabled == self.merged else self
 
     def delta(self):
@@ -56,21 +56,21 @@ class LoRALinear(nn.Module):
 
     def forward(self, x):
         if not self.enabled:
-            return F.linear(
-                x, self.original if self.merged else self.linear.weight, self.linear.bias)
+            weight = self.original if self.merged else self.linear.weight
+            return F.linear(x, weight, self.linear.bias)
         if self.merged:
             if self.training and torch.is_grad_enabled():
                 raise MiniftError(
                     "LoRA is merged into the weights, where training cannot reach it; "
                     "call unmerge_lora(model) first")
             return self.linear(x)
-        base = self.linear(x)                                                 # (B, T, out)
-        low = F.linear(self.dropout(x).to(self.lora_A.dtype), self.lora_A)    # (B, T, R)
+        base = self.linear(x)  # (B, T, out)
+        low = F.linear(self.dropout(x).to(self.lora_A.dtype), self.lora_A)  # (B, T, R)
         return base + F.linear(self.scale * low, self.lora_B).to(base.dtype)  # eq. 3
 
     @torch.no_grad()
     def merge(self):
-        """Add the change to the weight, in at least float32, and keep the original aside; no effect when merged."""
+        """Add the change to the weight, in at least float32, and keep a copy of the original; no effect when merged."""
         if not self.merged:
             self.original = self.linear.weight.detach().clone()
             self.linear.weight.copy_(self.original + self.delta())
@@ -78,7 +78,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def unmerge(self):
-        """Put the original weight back, the same to the last bit. Not merged: nothing happens."""
+        """Put the original weight back, the same to the last bit; no effect when not merged."""
         if self.merged:
             self.linear.weight.copy_(self.original)
             self.original, self.merged = None, False
@@ -102,14 +102,16 @@ def check_settings(linear, rank, alpha, dropout):
 def add_lora(model, rank, alpha, targets=ATTENTION, dropout=0.0):
     """Freeze the whole model and wrap each linear layer whose name is, or ends with, a target; returns the model.
 
-    targets: names as "q_proj" (in every layer) or "layers.0.attn.q_proj" (in one). Unfreeze afterwards what shall be
-    trained besides LoRA, such as a new head. Raises MiniftError, with the model untouched, when a target is not found,
+    targets: names as "q_proj" (in every layer) or "layers.0.attn.q_proj" (in one). Afterwards unfreeze what else is
+    to be trained, such as a new head. Raises MiniftError, with the model untouched, when a target is not found,
     its weight is tied to another, or the model has LoRA already.
     """
     if find_lora(model):
         raise MiniftError(
             "the model has LoRA already; train on, or start again from the base model")
-    layers = find_targets(model, (targets,) if isinstance(targets, str) else tuple(targets))
+    if isinstance(targets, str):
+        targets = (targets,)
+    layers = find_targets(model, tuple(targets))
     for linear in layers.values():
         check_settings(linear, rank, alpha, dropout)
     model.requires_grad_(False)
@@ -120,7 +122,7 @@ def add_lora(model, rank, alpha, targets=ATTENTION, dropout=0.0):
 
 
 def find_targets(model, targets):
-    """name -> nn.Linear for each layer that a target names; MiniftError tells what there is when one names nothing."""
+    """name -> nn.Linear for each layer that a target names; MiniftError when a target names none."""
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     names = sorted({name.rpartition(".")[2] for name in linears})
     for target in targets or ("",):
@@ -149,7 +151,7 @@ def find_lora(model):
 
 
 def lora_layers(model):
-    """The same for a model that must have LoRA; MiniftError when it has none."""
+    """find_lora for a model that must have LoRA; MiniftError when it has none."""
     layers = find_lora(model)
     if not layers:
         raise MiniftError("the model has no LoRA; call add_lora or load_adapter first")
@@ -157,7 +159,7 @@ def lora_layers(model):
 
 
 def merge_lora(model):
-    """Write every change into its weight, W + (alpha / rank) B A: the same function (to rounding), as fast as the base.
+    """Add every change to its weight, W + (alpha / rank) B A: the same outputs (to rounding), as fast as the base.
 
     The wrappers stay, and keep the originals (memory!) for unmerge_lora. Merged layers are left as they are. Raises
     MiniftError, with nothing merged, when an adapter holds NaN or infinity.
@@ -179,7 +181,7 @@ def unmerge_lora(model):
 
 @contextlib.contextmanager
 def without_lora(model):
-    """Inside the block the model is the frozen base, exactly, even when merged; afterwards it is as it was."""
+    """Inside the block the model computes exactly what the frozen base does, even when merged; then LoRA is back."""
     layers = list(lora_layers(model).values())
     before = [layer.enabled for layer in layers]
     try:

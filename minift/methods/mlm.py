@@ -1,7 +1,7 @@
-"""Masked language modelling: hide some tokens, and predict them from both sides.
+"""Masked language modelling: hide some tokens, and predict them from the tokens on both sides.
 
 Devlin et al. 2018, "BERT", section 3.1, task 1: 15 % of the tokens are selected; of these 80 % become the mask token,
-10 % a random token, 10 % stay, so that the encoder cannot rely on the mask. The loss is on the selected ones only.
+10 % a random token, and 10 % stay, so that every token may need a prediction. Only selected tokens count in the loss.
 Whole words: the BERT authors' release of May 2019. Left out: next-sentence prediction, spans (SpanBERT).
 """
 
@@ -18,11 +18,11 @@ MASKED, RANDOM = 0.8, 0.1
 
 def mask_tokens(
         input_ids, special_mask, *, mask_id, vocab_size, generator=None, probability=0.15, word_ids=None):
-    """Select tokens at random and hide them; returns (masked_ids, labels), new tensors (B, T).
+    """Select tokens at random and hide them. Returns (masked_ids, labels), new tensors (B, T).
 
     special_mask: (B, T) bool, True at tokens that are never selected ([CLS], [SEP], padding). labels: the original id
-    where selected, -100 elsewhere. A random token is any id below vocab_size but mask_id and the ids under
-    special_mask. word_ids: (B, T), tokens of a row with one number are one word and selected together; from word_ids().
+    where selected, -100 elsewhere. A random token is any id below vocab_size except mask_id and the ids
+    under special_mask. word_ids: (B, T), from word_ids(): tokens of a row with one number are selected together.
     """
     if not 0 < probability < 1:
         raise MiniftError(
@@ -31,12 +31,13 @@ def mask_tokens(
     def uniform():
         return torch.rand(input_ids.shape, generator=generator).to(input_ids.device)
 
+    # Select: one random number for each token, or for each word.
     chance = uniform()
     if word_ids is not None:
-        # The chance of a word is one number.
         chance = chance.gather(1, word_ids)
     selected = (chance < probability) & ~special_mask.bool()  # (B, T)
     labels = input_ids.masked_fill(~selected, IGNORE_INDEX)
+    # List the ids that may replace a token.
     ordinary = torch.ones(vocab_size, dtype=torch.bool, device=input_ids.device)
     ordinary[input_ids[special_mask.bool()]] = False
     ordinary[mask_id] = False
@@ -44,7 +45,9 @@ def mask_tokens(
     if len(ordinary) == 0:
         raise MiniftError(
             "every id of the vocabulary is special, there is none to put in at random")
-    random_ids = ordinary[(uniform() * len(ordinary)).long().clamp(max=len(ordinary) - 1)]
+    places = (uniform() * len(ordinary)).long()
+    random_ids = ordinary[places.clamp(max=len(ordinary) - 1)]
+    # Replace 80 % by the mask and 10 % by a random token.
     fate = uniform()
     masked_ids = torch.where(selected & (fate < MASKED), mask_id, input_ids)
     masked_ids = torch.where(
@@ -53,12 +56,12 @@ def mask_tokens(
 
 
 def word_ids(input_ids, letters):
-    """(B, T): tokens of one word have one number, which counts the words of the row from 0. letters: from letters_of.
+    """(B, T): the number of each token's word, counted from 0 in each row. letters: from letters_of.
 
-    A token goes on with the word before it when both sides of the seam are letters.
+    A token continues the word before it when its first byte and the byte before it both belong to letters.
     """
     first, last = (side.to(input_ids.device)[input_ids] for side in letters)  # (B, T)
-    starts = ~(first[:, 1:] & last[:, :-1])                                   # (B, T-1)
+    starts = ~(first[:, 1:] & last[:, :-1])  # (B, T-1)
     return F.pad(starts.long().cumsum(1), (1, 0))
 
 
@@ -88,7 +91,7 @@ def make_mlm_loss(model):
     """
     def loss_fn(batch):
         hidden = model.body(batch["input_ids"], batch.get("attention_mask"))
-        selected = batch["labels"] != IGNORE_INDEX                                # (B, T)
+        selected = batch["labels"] != IGNORE_INDEX  # (B, T)
         logits, labels = model.head(hidden[selected]), batch["labels"][selected]  # (N, V), (N,)
         accuracy = (logits.argmax(-1) == labels).float().sum() / max(len(labels), 1)
         return mlm_loss(logits[None], labels[None]), {"n_tokens": len(labels), "accuracy": accuracy}
@@ -98,9 +101,9 @@ def make_mlm_loss(model):
 class Masked(Epochs):
     """Batches with some of their tokens hidden, and a fresh mask every epoch: a re-iterable for `train`.
 
-    batches: a re-iterable of dicts with input_ids (B, T); those with an epoch of their own are kept in step.
+    batches: a re-iterable of dicts with input_ids (B, T); one with an `epoch` of its own is set to the same epoch.
     special_ids: ids that are never hidden. fresh=False: the same mask in every epoch (for evaluation). letters: from
-    letters_of, to hide whole words. The mask is a function of (seed, epoch) and the batches before.
+    letters_of, to hide whole words. The mask depends on seed, epoch and the batches before it.
     """
 
     def __init__(

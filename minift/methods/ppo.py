@@ -1,4 +1,4 @@
-"""Proximal policy optimization: the policy writes, a reward scores, and KL to a reference keeps it honest.
+"""Proximal policy optimization: the policy writes, a reward scores, and a KL penalty keeps it near a reference.
 
 Schulman et al. 2017, "Proximal Policy Optimization", eq. 7 (policy_loss); Schulman et al. 2016, "Generalized Advantage
 Estimation", eq. 16 (gae); Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", eq. 2
@@ -16,26 +16,26 @@ from minift.errors import MiniftError
 
 
 def token_rewards(scores, logprobs, ref_logprobs, response_mask, beta):
-    """-beta * (log p - log p_ref) at each response token, plus the row's score at its last one; 0 elsewhere.
+    """-beta * (log p - log p_ref) at each response token, plus the row's score at the last of them; 0 elsewhere.
 
     scores: (B,). The others: (B, T-1). A row sums to score - beta * (k1 estimate of the row's KL).
     Returns (B, T-1). Raises MiniftError when a row has no response token: its score would have no place.
     """
     mask = response_mask.bool()
-    empty = (~mask.any(1)).nonzero().flatten().tolist()
-    if empty:
+    empty = (~mask.any(1)).nonzero()
+    if len(empty):
         raise MiniftError(
-            f"the response of row {empty[0]} is empty, so its score has no place; drop the row")
-    kl = torch.where(mask, logprobs - ref_logprobs, 0.0)                                     # (B, T-1)
+            f"the response of row {int(empty[0])} is empty, so its score has no place; drop the row")
+    kl = torch.where(mask, logprobs - ref_logprobs, 0.0)  # (B, T-1)
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1, keepdim=True)  # (B, 1)
-    return (-beta * kl).scatter_add(1, last, scores.to(kl.dtype).unsqueeze(1))               # (B, T-1)
+    return (-beta * kl).scatter_add(1, last, scores.to(kl.dtype).unsqueeze(1))  # (B, T-1)
 
 
 def gae(rewards, values, response_mask, gamma=1.0, lam=0.95):
     """A_t = sum_k (gamma * lam)^k delta_{t+k}, with delta_t = r_t + gamma * V_{t+1} - V_t, and V = 0 after the end.
 
     rewards, values, response_mask: (B, T-1); values[:, t] was read before the token that earned rewards[:, t].
-    Returns (advantages, returns), returns = advantages + values; both 0 outside the response, whatever stood there.
+    Returns (advantages, returns), returns = advantages + values; both are 0 outside the response.
     """
     check_number("gamma", gamma, least=0, most=1)
     check_number("lam", lam, least=0, most=1)
@@ -44,7 +44,7 @@ def gae(rewards, values, response_mask, gamma=1.0, lam=0.95):
     advantages = torch.zeros_like(rewards)
     next_value = next_advantage = torch.zeros_like(rewards[:, 0])  # (B,)
     for t in reversed(range(rewards.shape[1])):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]                            # eq. 10
+        delta = rewards[:, t] + gamma * next_value - values[:, t]  # eq. 10
         next_advantage = torch.where(mask[:, t], delta + gamma * lam * next_advantage, 0.0)  # eq. 16
         next_value, advantages[:, t] = values[:, t], next_advantage
     return advantages, advantages + values
@@ -54,8 +54,8 @@ def policy_loss(logprobs, old_logprobs, advantages, response_mask, clip_range=0.
     """-min(ratio * A, clip(ratio, 1 - clip_range, 1 + clip_range) * A), the mean over response tokens.
 
     All (B, T-1); ratio = new / old probability; only logprobs carry a gradient. Returns (loss, metrics):
-    clip_fraction, the share of tokens where the clipped term is the one that counts (so in TRL; CleanRL counts every
-    |ratio - 1| > clip_range); approx_kl, the k3 estimate of KL(old || new) a token; ratio, its mean; ratio_error, the
+    clip_fraction, the share of tokens where the clipped term is the larger loss (as in TRL; CleanRL counts every
+    |ratio - 1| > clip_range); approx_kl, the k3 estimate of KL(old || new) per token; ratio, its mean; ratio_error, the
     largest |ratio - 1|.
     """
     check_number("clip_range", clip_range, above=0)
@@ -78,9 +78,9 @@ def policy_loss(logprobs, old_logprobs, advantages, response_mask, clip_range=0.
 
 
 def value_loss(values, old_values, returns, response_mask, value_clip_range=0.2):
-    """Half the mean, over response tokens, of the larger square error: values', or that of values kept near the old.
+    """Half the mean, over response tokens, of the larger squared error, of values or of values clipped to old_values.
 
-    All (B, T-1); only values carry a gradient. old_values: the rollout's. value_clip_range: how near; None: no limit.
+    All (B, T-1); only values carry a gradient. old_values: from the rollout. value_clip_range: None for no limit.
     """
     mask = response_mask.bool()
     values, old_values, returns = (
@@ -106,7 +106,7 @@ def explained_variance(values, returns, response_mask=None):
 
 
 class AdaptiveKL:
-    """Turns beta up while the measured KL is above `target` (nats a response), down while below; horizon: responses."""
+    """Raises beta while the KL is above `target` (nats per response), lowers it while below. horizon: in responses."""
 
     def __init__(self, beta, target, horizon):
         self.beta, self.target, self.horizon = beta, target, horizon

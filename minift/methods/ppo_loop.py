@@ -8,7 +8,6 @@ import hashlib
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain
 
 import torch
 from torch import nn
@@ -26,17 +25,17 @@ from minift.methods.ppo import AdaptiveKL, explained_variance, gae, policy_loss,
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """The settings of a PPO run. Checks itself: MiniftError on an impossible one."""
+    """The settings of a PPO run. MiniftError for a value that cannot work."""
 
-    # Price of a nat of KL to the reference, in units of reward; 0: free.
+    # The weight of the KL to the reference, in units of reward per nat; 0: no penalty.
     beta: float = 0.1
-    # Nats a response, to which AdaptiveKL steers by beta; None: beta stays.
+    # The KL that AdaptiveKL aims at by changing beta, in nats per response; None: beta stays.
     target_kl: float | None = None
-    # Responses over which AdaptiveKL reacts.
+    # How many responses AdaptiveKL takes to react; more: it changes beta more slowly.
     kl_horizon: int = 10_000
     # The discount of a reward, per token.
     gamma: float = 1.0
-    # GAE's decay, per token: 1 trusts rewards alone, 0 the next value alone.
+    # GAE's decay, per token: 1 uses the rewards alone, 0 the reward and value of the next token alone.
     lam: float = 0.95
     # How far a ratio may move from 1 before its token stops counting.
     clip_range: float = 0.2
@@ -48,7 +47,7 @@ class PPOConfig:
     epochs: int = 4
     # Responses in one optimizer step.
     minibatch_size: int = 16
-    # Learning rate at first; falls linearly to 0, once an iteration.
+    # The learning rate of the first iteration; then it falls linearly to 0.
     lr: float = 1e-4
     # The largest gradient norm; None: no clipping.
     clip: float | None = 1.0
@@ -56,7 +55,7 @@ class PPOConfig:
     temperature: float = 1.0
     # The longest response, in tokens.
     max_new_tokens: int = 32
-    # Taken off the score of a response that was cut before its end token.
+    # Subtracted from the score of a response that was cut before its end token.
     missing_eos_penalty: float = 0.0
     # Divide the token rewards by their standard deviation; their mean stays.
     whiten_rewards: bool = False
@@ -84,8 +83,9 @@ def train_ppo(
     reward_fn(generation) -> (B,) scores. prompts: lists of ids; each iteration takes the next batch_size of them from a
     seeded shuffle. eos_id=None: all responses have max_new_tokens. on_iteration(row) sees each row of the history.
     state_path: the training state, written every `save_every` iterations, after the last and at Ctrl-C; resume=True
-    goes on from it. Raises MiniftError as soon as the run could not mean what it says (the _refuse functions).
+    goes on from it. Raises MiniftError when the results would be meaningless (the _refuse functions).
     """
+    # Models, optimizer, and the state that a resumed run goes on from.
     _refuse_settings(policy, reference, value_model, prompts, iterations, batch_size)
     models, device = nn.ModuleList([policy, value_model]), next(policy.parameters()).device
     optimizer = make_optimizer(
@@ -98,7 +98,7 @@ def train_ppo(
     beta, first = state.history[-1]["next_beta"] if state.history else config.beta, state.step + 1
     controller = AdaptiveKL(beta, config.target_kl, config.kl_horizon)
 
-    # No dropout: the ratio must be 1 before the first update.
+    # The loop. No dropout: the ratio must be 1 before the first update.
     with lp.eval_mode(models), run:
         for number in run:
             row = ppo_iteration(
@@ -116,14 +116,14 @@ def train_ppo(
 def ppo_iteration(
         policy, reference, value_model, reward_fn, optimizer, prompts, config, *, beta, lr, eos_id, pad_id,
         seed=0, iteration=0, check_reference=True):
-    """One round, in six numbered steps: one response to each prompt, then `epochs` passes of updates over them.
+    """One iteration, in six numbered steps: one response to each prompt, then `epochs` passes of updates over them.
 
-    beta, lr: this round's. seed, iteration: what the random numbers depend on. check_reference: has the first update
-    left the reference alone? The rest is train_ppo's. Returns the row of the history.
+    beta, lr: of this iteration. The random numbers depend on seed and iteration. check_reference: test that the first
+    update did not change the reference. The rest is as in train_ppo. Returns the row of the history.
     """
     device, clock = next(policy.parameters()).device, [time.perf_counter()]
 
-    # 1. Rollout: the policy writes. What the sampler says about its tokens are the old log-probs.
+    # 1. Rollout: the policy writes. The old log-probs are those that the sampler returns.
     generation = generate(
         policy, *left_pad(prompts, pad_id, device), max_new_tokens=config.max_new_tokens,
         temperature=config.temperature, eos_id=eos_id, pad_id=pad_id,
@@ -132,18 +132,18 @@ def ppo_iteration(
     mask, old_logprobs = generation.response_mask[:, 1:], generation.logprobs    # (B, T-1)
     clock.append(time.perf_counter())
     with torch.no_grad():
-        # 2. Score each response; one without an end pays for it, once.
+        # 2. Score each response; one without an end token gets the penalty.
         scores = _check_scores(reward_fn(generation), len(prompts)).to(old_logprobs)  # (B,)
-        ended = generation.ended(eos_id)                                              # (B,)
+        ended = generation.ended(eos_id)  # (B,)
         paid = scores - config.missing_eos_penalty * (~ended).to(scores.dtype)
 
-        # 3. Reward each token: it pays for leaving the reference, the last one earns the score.
+        # 3. Reward each token: -beta times its KL term, plus the score at the last token.
         ref_logprobs = _check_reference(reference(input_ids, attention_mask), old_logprobs)
         rewards = token_rewards(paid, old_logprobs, ref_logprobs, mask, beta)
         if config.whiten_rewards:
             rewards = lp.masked_whiten(rewards, mask, keep_mean=True)
 
-        # 4. Credit each token: how much better than expected did it go from there?
+        # 4. Advantage of each token: how much better than its value was the reward from there on?
         values = value_model(input_ids, attention_mask)[:, :-1]  # (B, T-1)
         advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
         rollout = {
@@ -165,7 +165,7 @@ def ppo_iteration(
                 _refuse_moving(reference, input_ids, attention_mask, ref_logprobs)
     clock.append(time.perf_counter())
 
-    # 6. Say how it went.
+    # 6. Report the metrics.
     seconds = {f"seconds_{name}": clock[i + 1] - clock[i] for i, name in enumerate(("rollout", "scoring", "update"))}
     return {
         "iteration": iteration + 1, "beta": beta, **seconds,
@@ -178,9 +178,9 @@ def ppo_loss(policy, value_model, batch, config, untouched=False):
     untouched: the policy is still the one that wrote the rollout, so each ratio must be 1 (else a MiniftError).
     """
     input_ids, attention_mask, mask = batch["input_ids"], batch["attention_mask"], batch["response_mask"]
-    hidden = policy.body(input_ids, attention_mask)                                            # (B, T, D)
+    hidden = policy.body(input_ids, attention_mask)  # (B, T, D)
     logprobs = lp.response_logprobs(hidden, policy.head, input_ids, mask, config.temperature)  # (B, T-1)
-    values = value_model(input_ids, attention_mask)[:, :-1]                                    # (B, T-1)
+    values = value_model(input_ids, attention_mask)[:, :-1]  # (B, T-1)
     loss, metrics = policy_loss(
         logprobs, batch["old_logprobs"], batch["advantages"], mask, config.clip_range)
     if untouched and not metrics["ratio_error"] <= 1e-3:
@@ -221,14 +221,16 @@ def _generator(device, *key):
 
 
 def _rollout_metrics(rollout, scores, ref_logprobs, ended):
-    """What the rollout says of the policy that wrote it. KL: nats, summed over a response, the mean over responses."""
+    """Metrics of the policy that wrote the rollout. KL: nats, summed over a response, the mean over responses."""
     mask, logprobs = rollout["response_mask"], rollout["old_logprobs"]
+    k1 = lp.masked_sum(lp.kl_estimate(logprobs, ref_logprobs, "k1"), mask, 1)  # (B,)
+    k3 = lp.masked_sum(lp.kl_estimate(logprobs, ref_logprobs, "k3"), mask, 1)  # (B,)
     return {
         "score": scores.mean().item(),
         "score_std": scores.std(unbiased=False).item(),
-        "kl": lp.masked_sum(lp.kl_estimate(logprobs, ref_logprobs, "k1"), mask, 1).mean().item(),
-        "kl_k3": lp.masked_sum(lp.kl_estimate(logprobs, ref_logprobs, "k3"), mask, 1).mean().item(),
-        # Nats a token; -log p of what was sampled is unbiased.
+        "kl": k1.mean().item(),
+        "kl_k3": k3.mean().item(),
+        # Nats per token: the mean -log p of sampled tokens is an unbiased estimate.
         "entropy": -lp.masked_mean(logprobs, mask).item(),
         "response_length": mask.sum(1).float().mean().item(),
         "eos_share": ended.float().mean().item(),
@@ -236,7 +238,7 @@ def _rollout_metrics(rollout, scores, ref_logprobs, ended):
 
 
 def _mean_metrics(updates):
-    """The means over an iteration's updates; of ratio_error the largest."""
+    """The means over an iteration's updates; for ratio_error the maximum."""
     means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0] if name != "n_tokens"}
     return means | {"ratio_error": max(update["ratio_error"] for update in updates)}
 
@@ -246,10 +248,11 @@ def _check_scores(scores, batch_size):
     if scores.shape != (batch_size,):
         raise MiniftError(
             f"reward_fn returned shape {tuple(scores.shape)}; expected ({batch_size},), one score each")
-    bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
-    if bad:
+    bad = (~torch.isfinite(scores)).nonzero()
+    if len(bad):
+        row = int(bad[0])
         raise MiniftError(
-            f"the score of row {bad[0]} is {scores[bad[0]].item()}; reward_fn must return finite numbers")
+            f"the score of row {row} is {scores[row].item()}; reward_fn must return finite numbers")
     return scores
 
 
@@ -277,15 +280,15 @@ def _refuse_settings(policy, reference, value_model, prompts, iterations, batch_
 
 
 def _refuse_dropout(*models):
-    modules = chain.from_iterable(model.modules() for model in models)
-    if any(module.training for module in modules):
-        raise MiniftError(
-            "the policy or the value model was put into training mode during PPO, where dropout changes "
-            "the ratio; reward_fn and on_iteration must leave both in eval mode")
+    for model in models:
+        if any(module.training for module in model.modules()):
+            raise MiniftError(
+                "the policy or the value model was put into training mode during PPO, where dropout changes "
+                "the ratio; reward_fn and on_iteration must leave both in eval mode")
 
 
 def _refuse_moving(reference, input_ids, attention_mask, before):
-    """After the first update the reference must say, to the last bit, what it said before."""
+    """After the first update the reference must give the same log-probabilities as before, to the last bit."""
     with torch.no_grad():
         after = reference(input_ids, attention_mask)
     if not torch.equal(before, after):

@@ -1,8 +1,8 @@
-"""Pre-training: predict the next token of plain text; continued: do it on a new domain, and keep the old one.
+"""Pre-training: predict the next token of plain text. Continued pre-training: on a new domain, without losing the old.
 
 Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", eq. 1: maximise the sum of
 log p(token | the tokens before it). Replay: Ibrahim et al. 2024, "Simple and Scalable Strategies to Continually
-Pre-train Large Language Models", section 3: a share of old text among the new, and a warmed-up learning rate.
+Pre-train Large Language Models", section 3: mix in a share of old text, and warm up the learning rate again.
 Left out: endless schedules.
 """
 
@@ -13,24 +13,24 @@ from minift.core.logprobs import IGNORE_INDEX, make_next_token_loss
 from minift.errors import MiniftError
 from minift.text.batches import Epochs
 
-# What else a batch holds is padded with 0.
+# All other entries of a batch are padded with 0.
 PAD_VALUES = {"labels": IGNORE_INDEX, "segment_ids": -1}
 
 
 def make_pretrain_loss(model):
     """-log p(next token), nats, the mean over the labels that are not -100; returns loss_fn(batch) for `train`.
 
-    batch: input_ids (B, T), labels (B, T), equal to them or -100 (left out: every token is learned), and where given
+    batch: input_ids (B, T), and optionally labels (B, T), equal to them or -100 (without it every token is learned),
     attention_mask, position_ids, segment_ids. The first token has nothing before it, so it is never learned.
     """
     return make_next_token_loss(model)
 
 
 def replay(new, old, share, seed=0):
-    """Batches of `new` in which about `share` of the rows are exchanged for rows of `old`: a re-iterable for `train`.
+    """Batches of `new` in which about `share` of the rows are replaced by rows of `old`: a re-iterable for `train`.
 
     new, old: re-iterables of dicts of tensors. An epoch is as long as that of `new`; `old` starts again at its end.
-    share: in [0, 1). Which rows go and which come is drawn from (seed, epoch). Raises MiniftError for another share.
+    share: in [0, 1). The choice of rows depends on (seed, epoch) alone. Raises MiniftError for another share.
     """
     if not 0 <= share < 1:
         raise MiniftError(
@@ -39,7 +39,7 @@ def replay(new, old, share, seed=0):
 
 
 class Replay(Epochs):
-    """What replay() returns; `epoch` counts the passes that were started, for the two sources as well."""
+    """What replay() returns; setting `epoch` sets that of the two sources as well."""
 
     def __init__(self, new, old, share, seed):
         super().__init__(new, old, seed=seed)

@@ -1,8 +1,8 @@
 """The reward model: a score for each answer, learned from which of two answers people preferred.
 
-Ouyang et al. 2022, "Training language models to follow instructions with human feedback", eq. 1; the model of choice is
-Bradley & Terry 1952. A reward model is a `TokenScorer` read at the last real token. Left out: K-wise rankings (average
-the loss over their pairs), ensembles.
+Ouyang et al. 2022, "Training language models to follow instructions with human feedback", eq. 1; the probability
+model of a choice: Bradley & Terry 1952. A reward model is a `TokenScorer` read at the last real token. Left out: K-wise
+rankings (average the loss over their pairs), ensembles.
 """
 
 import torch
@@ -26,12 +26,12 @@ def make_reward_loss(model):
     """A loss_fn(batch) -> (loss, metrics) for train(): `model` is a TokenScorer, `batch` comes from collate_pairs.
 
     Chosen and rejected answers share one forward pass. metrics: accuracy (chosen strictly above rejected), ties (share
-    of equal scores), margin (mean difference of the scores), n_tokens (the number of pairs, the items of this mean).
+    of equal scores), margin (mean difference of the scores), n_tokens (the number of pairs).
     """
     def loss_fn(batch):
-        input_ids = torch.cat([batch["chosen_input_ids"], batch["rejected_input_ids"]])                 # (2B, T)
+        input_ids = torch.cat([batch["chosen_input_ids"], batch["rejected_input_ids"]])  # (2B, T)
         attention_mask = torch.cat([batch["chosen_attention_mask"], batch["rejected_attention_mask"]])  # (2B, T)
-        chosen, rejected = model.last_scores(input_ids, attention_mask).chunk(2)                        # (B,) each
+        chosen, rejected = model.last_scores(input_ids, attention_mask).chunk(2)  # (B,) each
         loss = bradley_terry_loss(chosen, rejected)
         metrics = {
             "accuracy": (chosen > rejected).float().mean().item(),
@@ -57,8 +57,9 @@ def score_pairs(model, batches):
 def normalise_scores(model, scores):
     """Fold (score - mean) / std into the score head, so that `scores` themselves would come out with mean 0 and std 1.
 
-    scores: (N,), what `model` (a TokenScorer) gave to sample answers; std divides by N. Mean 2 and std 4: the weight
-    times 0.25, a bias of 0 to -0.5. Preferences fix neither zero nor unit of a reward, yet PPO's beta is priced in it.
+    scores: (N,), what `model` (a TokenScorer) gave to sample answers; std divides by N. With mean 2 and std 4,
+    the weight is multiplied by 0.25 and a bias of 0 becomes -0.5. Preferences fix neither the zero nor the unit of a
+    reward, but the right beta of PPO depends on the unit.
     """
     scores = torch.as_tensor(scores).float()
     if not torch.isfinite(scores).all() or len(scores.unique()) < 2:

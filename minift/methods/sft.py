@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: learn to answer by predicting the response's tokens, and only those.
+"""Supervised fine-tuning: learn to answer by predicting the tokens of the response, and only those.
 
 Wei et al. 2022, "Finetuned Language Models Are Zero-Shot Learners"; Ouyang et al. 2022, step 1. The loss is that of
 pre-training with the prompt masked out: the mean over response tokens of -log p(token | prompt, response so far).
@@ -29,7 +29,7 @@ def sft_loss(logits, labels):
 def make_sft_loss(model):
     """sft_loss of the model as loss_fn(batch) for `train`, with logits at response positions only.
 
-    batch: input_ids and labels (B, T), and where given attention_mask, position_ids, segment_ids.
+    batch: input_ids and labels (B, T), and optionally attention_mask, position_ids, segment_ids.
     """
     return make_next_token_loss(model)
 
@@ -55,7 +55,7 @@ def encode_example(input_ids, response_mask, context_length):
 
 
 def encode_examples(chats, context_length):
-    """encode_example for many (input_ids, response_mask) pairs; drops those with nothing to learn, and says how many.
+    """encode_example for many (input_ids, response_mask) pairs; drops those with nothing to learn, with a warning.
 
     Raises MiniftError when none is left.
     """
