@@ -1,6 +1,6 @@
-"""What a classifier must beat: the majority class, a bag of words, a random encoder, and labels that were shuffled.
+"""What a classifier must beat: the majority class, a bag of words, a random encoder, and shuffled labels.
 
-A probe on a random encoder tells what the pretraining added: Conneau et al. 2018, section 4. Shuffled labels: Hewitt &
+A probe on a random encoder shows what the pretraining added: Conneau et al. 2018, section 4. Shuffled labels: Hewitt &
 Liang 2019, "Designing and Interpreting Probes with Control Tasks", section 2. Left out: tf-idf, n-grams.
 """
 
@@ -36,7 +36,7 @@ def majority(train_labels, labels):
 
 
 def bag_of_words(train_rows, train_labels, rows, labels, n_label, max_words=5000, seed=0):
-    """Accuracy of logistic regression on counts of words; those of text_pair are counted apart.
+    """Accuracy of logistic regression on counts of words; the words of text_pair are counted separately.
 
     The vocabulary is the max_words most frequent words of the training rows.
     """
@@ -75,7 +75,7 @@ def random_encoder(model, train_batches, batches, seed=0):
 
 
 def shuffled_labels(model, train_batches, batches, seed=0):
-    """Accuracy of the same head on the same features, trained on labels in random order: chance, if all is right."""
+    """Accuracy of the same head on the same features, trained on shuffled labels: near chance if nothing is wrong."""
     return probe_accuracy(model, train_batches, batches, seed, shuffle=True)
 
 

@@ -1,8 +1,8 @@
-"""Leave one cluster out: tune on all clusters of tasks but one, assess on that one, and let no leak flatter the score.
+"""Leave one cluster out: tune on all clusters of tasks but one, assess on that one, and refuse leaks between the two.
 
 Wei et al. 2021, "Finetuned Language Models Are Zero-Shot Learners" (FLAN), sections 2.2 (splits) and 2.3 (options). A
 task is unseen only if no task of any of its clusters was trained on. Rows are dicts with `task` and `cluster` (a name,
-or several). Left out: finding clusters by similarity; calibrating options by how frequent they are without the prompt.
+or several). Left out: finding clusters by similarity; calibrating options by their probability without the prompt.
 """
 
 import json
@@ -21,18 +21,18 @@ from minift.core.logprobs import eval_mode, masked_mean, masked_sum, response_lo
 from minift.core.run import tqdm
 from minift.errors import MiniftError
 
-# Two rows share a line of so many words only if one was made from the other.
+# If two rows share a line of so many words, one was made from the other.
 PASSAGE = 20
-# "Text: " is no story.
+# A label such as "Text: " at the start of a line is not part of its text.
 WORD, LABEL = regex.compile(r"[\p{L}\p{M}\p{N}]+"), regex.compile(r"^\s*\w+( \w+){0,2}: ")
 # One cluster withheld; train, test: rows, or names of tasks.
 Fold = namedtuple("Fold", "cluster train test")
-# Student's t, 1 to 9 degrees.
+# The 97.5 % quantile of Student's t, for 1 to 9 degrees of freedom; the last value serves for more.
 T95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 
 
 def clusters_of_tasks(tasks):
-    """task -> the set of its clusters, all that any of its rows names. tasks: rows, or {task: cluster or clusters}."""
+    """task -> the set of all clusters that its rows name. tasks: rows, or {task: cluster or clusters}."""
     pairs = tasks.items() if isinstance(tasks, Mapping) else [(row.get("task"), row.get("cluster")) for row in tasks]
     found = {}
     for number, (task, clusters) in enumerate(pairs, start=1):
@@ -51,17 +51,19 @@ def leave_one_cluster_out(tasks):
     A task in two clusters leaves the training of both folds, and is assessed in neither: it would not be unseen there.
     MiniftError for fewer than two clusters, a task in none, one id twice, or a cluster without a task of its own.
     """
+    # Every row has its clusters, and an id of its own.
     clusters = clusters_of_tasks(tasks)
     items = [(task, task) for task in tasks] if isinstance(tasks, Mapping) else [(row["task"], row) for row in tasks]
     ids = Counter(
         row["id"] for _, row in items if isinstance(row, dict) and row.get("id") is not None)
     if ids and max(ids.values()) > 1:
         raise MiniftError(f"two rows have the id {max(ids, key=ids.get)!r}; give each its own")
-    names = sorted(set().union(*clusters.values()))
-    folds = [
-        Fold(
-            name, [item for task, item in items if name not in clusters[task]],
-            [item for task, item in items if clusters[task] == {name}]) for name in names]
+    # One fold for each cluster.
+    folds = []
+    for name in sorted(set().union(*clusters.values())):
+        train = [item for task, item in items if name not in clusters[task]]
+        test = [item for task, item in items if clusters[task] == {name}]
+        folds.append(Fold(name, train, test))
     if len(folds) < 2 or not all(fold.train and fold.test for fold in folds):
         sizes = ", ".join(
             f"{fold.cluster} {len(fold.train)}/{len(fold.test)}" for fold in folds)
@@ -72,7 +74,7 @@ def leave_one_cluster_out(tasks):
 
 
 def few_clusters(fold, n, seed=0):
-    """The same fold with n of its training clusters, drawn from the seed; a larger n keeps those of a smaller one."""
+    """The same fold with n of its training clusters, drawn from the seed; a larger n includes those of a smaller n."""
     clusters = clusters_of_tasks(fold.train)
     names = sorted(set().union(*clusters.values()))
     if not 1 <= n <= len(names):
@@ -87,8 +89,8 @@ def check_leaks(train_rows, test_rows):
     """MiniftError that names the first thing on both sides: a task, a template, a scene, or a text.
 
     Compared, where a row has it: `task`, `template` and `scene` (names that are unique over all tasks), what the user
-    says, `story`, and every line of at least PASSAGE words, whoever says it: a story in the answer or an example in the
-    prompt leaks as well. Case, punctuation and white space do not count.
+    says, `story`, and every line of at least PASSAGE words in any turn: a story in the answer or an example in the
+    prompt is a leak as well. Case, punctuation and white space do not count.
     """
     known = {}
     for number, row in enumerate(train_rows, start=1):
@@ -102,12 +104,18 @@ def check_leaks(train_rows, test_rows):
 
 
 def traces(row):
-    """(kind, value) of all that must not be on both sides."""
+    """(kind, value) of everything in a row that must not be on both sides."""
     if not isinstance(row, dict):
         raise MiniftError(f"leaks are looked for in rows (dicts); got {row!r:.80}")
-    found = [
-        (kind, value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str))
-        for kind in ("task", "template", "scene") if (value := row.get(kind)) is not None]
+    # Names.
+    found = []
+    for kind in ("task", "template", "scene"):
+        value = row.get(kind)
+        if value is not None and not isinstance(value, str):
+            value = json.dumps(value, sort_keys=True, default=str)
+        if value is not None:
+            found.append((kind, value))
+    # Texts, and long lines, as words.
     said = row.get("messages") or []
     texts = ["\n".join(message["content"] for message in said if message["role"] == "user")]
     texts += [row[key] for key in ("instruction", "prompt", "story") if isinstance(row.get(key), str)]
@@ -122,8 +130,8 @@ def run_folds(folds, make_model, tune, assess, state_path=None, *, seed=0, progr
 
     make_model() -> model, the same weights each time: checked by their hash. tune(model, rows) -> the tuned model, or
     None if it changed the one that it got. assess(model, rows) -> a number, or a dict of them (it is kept as JSON).
-    state_path: a JSON file of the finished folds, from which the next call goes on; it knows the rows and the base, but
-    not what tune does. Torch's random numbers start from `seed` in each fold: a resumed run equals an unbroken one.
+    state_path: a JSON file of the finished folds, from which the next call goes on. It records rows and base, but not
+    what tune does. Torch's random numbers start from `seed` in each fold: a resumed run equals an unbroken one.
     Raises MiniftError, before the first fold, for a leak in any of them or a state of other rows.
     """
     # Check every fold before the first is tuned.
@@ -156,7 +164,7 @@ def run_folds(folds, make_model, tune, assess, state_path=None, *, seed=0, progr
 
 
 def open_state(path, hashes):
-    """{"folds": {cluster: {"rows": hash, "result"}}} of an earlier run, or none; MiniftError if it had other rows."""
+    """{"folds": {cluster: {"rows": hash, "result"}}} of an earlier run, if any; MiniftError if it had other rows."""
     state = read_json(path) if path is not None and Path(path).exists() else {"folds": {}}
     if not isinstance(state, dict) or not isinstance(state.get("folds"), dict):
         raise MiniftError(f"{path} is not the state of a run over folds; choose another file")
@@ -172,41 +180,47 @@ def macro_micro(scores):
 
     scores: cluster -> a score, a list of them, or {task: score}. {A: .9, B: [.5, .7]} -> macro 0.75, micro 0.7.
     """
-    lists = [
-        list(value.values()) if isinstance(value, Mapping) else [value] if isinstance(value, int | float)
-        else list(value) for value in scores.values()]
+    lists, every = [], []
+    for value in scores.values():
+        if isinstance(value, Mapping):
+            value = value.values()
+        elif isinstance(value, int | float):
+            value = [value]
+        lists.append(list(value))
+        every += lists[-1]
     if not lists or not all(lists):
         raise MiniftError(
             f"an average needs at least one score in each cluster; got {scores!r:.80}")
-    return {
-        "macro": math.fsum(math.fsum(values) / len(values) for values in lists) / len(lists),
-        "micro": math.fsum(sum(lists, [])) / sum(map(len, lists))}
+    means = [math.fsum(values) / len(values) for values in lists]
+    return {"macro": math.fsum(means) / len(means), "micro": math.fsum(every) / len(every)}
 
 
 def over_seeds(runs):
-    """{cluster, "macro" or "micro": {"mean", "low", "high"}} over runs that differ in their seed alone.
+    """{cluster, "macro" or "micro": {"mean", "low", "high"}} over runs that differ only in their seed.
 
     runs: macro_micro's scores, one of each seed. low, high: mean -+ t s / sqrt(n), 95 % (a bootstrap of five seeds is
-    too narrow); one seed has none. They say how far a seed moves a score, and nothing about other clusters.
+    too narrow); one seed has none. They show how much the seed changes a score, and nothing about other clusters.
     """
     if not runs or any(run.keys() != runs[0].keys() for run in runs):
         raise MiniftError(
             "an average over seeds needs at least one run, and the same clusters in all of them")
     rows = [{**{name: macro_micro({name: run[name]})["micro"] for name in run}, **macro_micro(run)} for run in runs]
     n, found = len(runs), {}
-    for name, values in ((name, [row[name] for row in rows]) for name in rows[0]):
-        found[name] = {"mean": math.fsum(values) / n}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        mean = math.fsum(values) / n
+        found[name] = {"mean": mean}
         if n > 1:
             half = T95[min(n, 10) - 2] * statistics.stdev(values) / math.sqrt(n)
-            found[name] |= {"low": found[name]["mean"] - half, "high": found[name]["mean"] + half}
+            found[name] |= {"low": mean - half, "high": mean + half}
     return found
 
 
 @torch.no_grad()
 def rank_classification(model, prompt_ids, options, per_token=True):
-    """The index of the option that the model finds likeliest after the prompt; the first one of equals.
+    """The index of the option that is likeliest after the prompt under the model; of equal ones the first.
 
-    prompt_ids: list of ids. options: lists of ids (with <eos>, if stopping there is to count). An option's score is the
+    prompt_ids: list of ids. options: lists of ids (with <eos>, if the end is to count). An option's score is the
     mean of log p over its tokens; per_token=False takes the sum, which favours short options. The mean does not, but
     it favours long ones whose ends can be guessed from their beginnings.
     """
@@ -220,7 +234,7 @@ def rank_classification(model, prompt_ids, options, per_token=True):
     place = torch.arange(input_ids.shape[1], device=device)  # (T,)
     written = (place >= len(prompt)) & (place < ends)        # (L, T)
     with eval_mode(model):
-        hidden = model.body(input_ids, place < ends)                          # (L, T, D)
+        hidden = model.body(input_ids, place < ends)  # (L, T, D)
         logprobs = response_logprobs(hidden, model.head, input_ids, written)  # (L, T-1)
     scores = (masked_mean if per_token else masked_sum)(logprobs, written[:, 1:], dim=1).tolist()
     return scores.index(max(scores))

@@ -1,10 +1,10 @@
-"""A world small enough to enumerate: every answer is listed, so the optimum that PPO and DPO must reach is known.
+"""A world small enough to enumerate: every answer can be listed, so the optimum of PPO and DPO is known exactly.
 
 All answers of `length` tokens over a vocabulary of `vocab_size`: 8 ** 4 = 4,096 strings by default. The optimum is
 eq. 4 of Rafailov et al. 2023, "Direct Preference Optimization"; for best-of-n and its KL see Beirami et al. 2024,
 "Theoretical guarantees on the best-of-n alignment policy". Left out: answers of unequal length, several prompts.
 
-`example_reference`, `example_reward` and `sample_choices` make one such world, and its people, for lessons and tests.
+`example_reference`, `example_reward` and `sample_choices` make one such world, with choices, for lessons and tests.
 A distribution over the N answers is a (N,) float64 tensor of probabilities on the CPU, in the order of `all_answers`.
 """
 
@@ -39,9 +39,9 @@ def answer_logprobs(model, prompt, length=4, temperature=1.0, batch_size=1024):
     start = torch.tensor(prompt)  # (T,)
     rows = []
     with eval_mode(model):
-        for part in prefixes.split(batch_size):                                           # (B, length - 1)
+        for part in prefixes.split(batch_size):  # (B, length - 1)
             input_ids = torch.cat([start.expand(len(part), -1), part], dim=1).to(device)  # (B, T + length - 1)
-            logits = model(input_ids)[:, len(prompt) - 1:].cpu().double() / temperature   # (B, length, V)
+            logits = model(input_ids)[:, len(prompt) - 1:].cpu().double() / temperature  # (B, length, V)
             logprobs = logits.log_softmax(-1)
             prefix = logprobs[:, :-1].gather(2, part.unsqueeze(2)).sum((1, 2))  # (B,)
             rows.append(prefix.unsqueeze(1) + logprobs[:, -1])                  # (B, V)
@@ -67,7 +67,7 @@ def kl_divergence(probs, other):
 
 
 def total_variation(probs, other):
-    """Half the sum of |p - q|: the largest difference that any event's probability can show, from 0 to 1, a float."""
+    """Half the sum of |p - q|: the largest difference of any event's probability, from 0 to 1, a float."""
     return 0.5 * (_exact(probs) - _exact(other)).abs().sum().item()
 
 
@@ -81,12 +81,12 @@ def frontier(ref_logprobs, rewards, betas):
 def best_of_n(ref_logprobs, rewards, n):
     """The distribution of the best of n answers drawn from ref, ties broken at random: (N,).
 
-    P(best reward = r) = F(r) ** n - F(below r) ** n, F being the reward's distribution function under ref; answers of
-    equal reward share it in proportion to ref.
+    P(best reward = r) = F(r) ** n - F(below r) ** n with F the distribution function of the reward under ref.
+    Answers of equal reward share this probability in proportion to ref.
     """
     ref = _exact(ref_logprobs).exp()
     _, level = torch.unique(_exact(rewards), return_inverse=True)  # (N,) equal rewards: one level
-    mass = torch.zeros(int(level.max()) + 1, dtype=torch.float64).index_add(0, level, ref)
+    mass = torch.bincount(level, weights=ref)
     below_or_at = mass.cumsum(0) / mass.sum()
     below = torch.cat([torch.zeros(1, dtype=torch.float64), below_or_at[:-1]])
     gain = (below_or_at ** n - below ** n) / mass.clamp(min=torch.finfo(torch.float64).tiny)
@@ -116,7 +116,8 @@ def example_reference(vocab_size=8, length=4, seed=0):
         model = LanguageModel(config, tie_embeddings=False).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(2.0 if parameter.ndim > 1 else 1.0)
+            if parameter.ndim > 1:
+                parameter.mul_(2.0)
     return model
 
 
@@ -135,7 +136,8 @@ def sample_choices(answers, ref_logprobs, rewards, n, prompt, seed=0):
     chance = preference_probability(rewards[first], rewards[second])
     wins = torch.rand(n, generator=generator, dtype=torch.float64) < chance
     examples = []
-    for pair in torch.stack([torch.where(wins, first, second), torch.where(wins, second, first)], dim=1).tolist():
+    chosen, rejected = torch.where(wins, first, second), torch.where(wins, second, first)
+    for pair in zip(chosen.tolist(), rejected.tolist()):
         example = {}
         for side, row in zip(("chosen", "rejected"), pair):
             example[f"{side}_input_ids"] = [*prompt, *answers[row].tolist()]

@@ -1,8 +1,9 @@
-"""Which of two models answers better? The share of prompts that one wins, each pair of answers judged in both orders.
+"""Which of two models answers better? The share of prompts on which it wins, each pair judged in both orders.
 
-Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", sections 3.3 and 3.4: judges, people among
-them, favour the answer that stands first. So each pair is shown in both orders, and the result says how often that
-mattered.
+Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", sections 3.3 and 3.4: judges,
+people too, often favour the answer that they see first. So each pair is shown in both orders, and the result says how
+often the order changed the verdict.
+
 A judge is a function (prompt, first, second) -> 1 if the first is better, 0 if the second is, 0.5 for a tie,
 None to skip. Left out: more than two models (ratings), a language model as the judge (any function will do). People
 judge on the page of `label compare`.
@@ -20,9 +21,9 @@ from minift.evaluation.metrics import bootstrap_interval
 class Comparison:
     """What a judge found. All but the counts are shares in [0, 1]."""
 
-    # Of a against b, the mean of both orders; a tie is half a win.
+    # The share of prompts on which a beats b, the mean of both orders; a tie is half a win.
     win_rate: float
-    # Where the win rate lies with 95 % confidence: a bootstrap over prompts.
+    # The 95 % interval of the win rate, by a bootstrap over prompts.
     low: float
     high: float
     # Prompts on which the two orders gave a different verdict: position bias, or noise.
@@ -31,16 +32,16 @@ class Comparison:
     first_rate: float
     # Prompts that were judged in both orders.
     n: int
-    # Prompts that were not.
+    # Prompts that were skipped in at least one order.
     skipped: int
 
 
 def compare(judge, prompts, answers_a, answers_b, seed=0):
     """Judge a's answer against b's to each prompt, in both orders -> Comparison.
 
-    Which order comes first is drawn from the seed, and the second comes after all the first ones, so that a person does
-    not see the same two answers twice in a row. A prompt that is skipped in one order is left out. MiniftError for
-    lists of unequal length, a verdict that is none, or when nothing is left.
+    The seed decides which order comes first. The other order follows when all prompts have been judged once, so that a
+    person does not see the same two answers twice in a row. A prompt that is skipped in one order is left out.
+    MiniftError for lists of unequal length, an unknown verdict, or when every prompt was skipped.
     """
     prompts, a, b = list(prompts), list(answers_a), list(answers_b)
     if not len(prompts) == len(a) == len(b) or not prompts:
@@ -79,9 +80,9 @@ def checked(verdict):
 
 
 def score_judge(score, margin=0.0):
-    """A judge from score(prompt, answer) -> float (a rubric, a reward model): the higher one wins, both orders alike.
+    """A judge from score(prompt, answer) -> float (a rubric, a reward model): the higher one wins, in both orders.
 
-    margin: differences up to it are a tie. Scores that are not finite are a MiniftError.
+    margin: a difference up to it is a tie. MiniftError for scores that are not finite.
     """
     def judge(prompt, first, second):
         difference = score(prompt, first) - score(prompt, second)

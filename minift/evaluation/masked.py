@@ -1,7 +1,7 @@
-"""How well are blanks filled: accuracy on hidden tokens, beside two guesses that read next to nothing.
+"""Masked accuracy: how often a model guesses a hidden token, compared with two simple guesses.
 
-The most frequent token is always the same guess; the bigram guess is the token that most often followed the one on the
-left. Left out: perplexity of hidden tokens (the loss of methods.mlm gives it).
+The first guess is always the most frequent token. The bigram guess is the token that most often followed the token on
+the left. Left out: perplexity of hidden tokens (the loss of methods.mlm gives it).
 """
 
 import torch
@@ -25,7 +25,7 @@ def masked_accuracy(model, batches):
 
 
 class Bigrams:
-    """Counts of neighbouring tokens in some texts. rows: lists of ids. special_ids: they are never guessed."""
+    """Counts of neighbouring tokens in some texts. rows: lists of ids. special_ids: ids that are never guessed."""
 
     def __init__(self, rows, vocab_size, special_ids=()):
         # counts[left, right]

@@ -1,9 +1,10 @@
-"""How good is it: perplexity, agreement of texts, classification, calibration, and how sure one can be of a mean.
+"""Metrics: perplexity, agreement of texts, classification, calibration, and confidence intervals of means.
 
 ROUGE-L: Lin 2004, eqs. 2-4 with beta = 1. Calibration: Guo et al. 2017, eq. 3. Bootstrap: Efron & Tibshirani 1993,
 section 13.3 (percentile interval). distinct-n: Li et al. 2016. Left out: ROUGE's stemming and several references, BLEU.
 
-Predictions come first, then what is right. Sequences are lists or tensors; MiniftError when empty or of unequal length.
+Predictions are the first argument, references the second. Both are lists or tensors; MiniftError when they are empty or
+of unequal length.
 """
 
 import math
@@ -19,9 +20,9 @@ from minift.errors import MiniftError
 
 
 def perplexity(nll_sum, n_tokens):
-    """exp(sum of negative log-likelihoods / number of tokens); in a mean of means, short texts would weigh too much.
+    """exp(sum of negative log-likelihoods / number of tokens); in a mean of means, short texts would count too much.
 
-    nll_sum: nats; n_tokens: how many tokens they are of. Both numbers, or both sequences with an entry a text.
+    nll_sum: nats; n_tokens: the number of tokens. Both are numbers, or both are sequences with one entry per text.
     """
     nll_sum, n_tokens = total(nll_sum), total(n_tokens)
     if n_tokens <= 0:
@@ -35,12 +36,14 @@ def total(x):
     """The sum of a number, a sequence of numbers or a tensor."""
     if isinstance(x, numbers.Real):
         return float(x)
-    return math.fsum(x.flatten().tolist() if isinstance(x, torch.Tensor) else x)
+    if isinstance(x, torch.Tensor):
+        x = x.flatten().tolist()
+    return math.fsum(x)
 
 
 @torch.no_grad()
 def language_model_nll(model, batches):
-    """(sum of -log p in nats, number of tokens) over all tokens that the labels ask for: perplexity's two arguments.
+    """(sum of -log p in nats, number of tokens) over all labels that are not -100: the two arguments of perplexity.
 
     batches: dicts with input_ids and labels (B, T), and the body's masks and positions where there are any.
     """
@@ -74,7 +77,7 @@ def accuracy(predictions, references):
 
 
 def exact_match(predictions, references):
-    """The share of texts that equal their reference; white space at both ends is nothing, case counts."""
+    """The share of texts that equal their reference; white space at both ends is ignored, case counts."""
     predictions, references = paired(predictions, references)
     return accuracy(
         [text.strip() for text in predictions], [text.strip() for text in references])
@@ -107,7 +110,7 @@ WORD = regex.compile(rf"[{UNSPACED}]\p{{M}}*|(?:(?![{UNSPACED}])[\p{{L}}\p{{M}}\
 
 
 def words(text):
-    """Lower-case words of any alphabet; in scripts that put no space between words, each character is one."""
+    """Lower-case words of any alphabet; in scripts without spaces between words, each character is a word."""
     return WORD.findall(text.lower())
 
 
@@ -124,7 +127,7 @@ def common_subsequence(a, b):
     """The length of the longest common subsequence: Hyyrö 2004, "Bit-parallel LCS-length computation revisited".
 
     The row of the dynamic programme over a is one integer: bit i is 0 where the length grows at a[i]. So a word of b
-    takes a few operations on whole rows, which for two stories is some forty times as fast as cell by cell.
+    takes a few operations on whole rows. For two stories this is about forty times as fast as cell by cell.
     """
     places, full = {}, (1 << len(a)) - 1
     for i, word in enumerate(a):
@@ -137,7 +140,7 @@ def common_subsequence(a, b):
 
 
 def distinct_n(texts, n):
-    """Different n-grams of words / all n-grams: 1 when nothing is said twice, near 0 when a model repeats itself."""
+    """Different n-grams of words / all n-grams: 1 when no n-gram occurs twice, near 0 when a model repeats itself."""
     grams = Counter()
     for ws in map(words, texts):
         grams.update(tuple(ws[i:i + n]) for i in range(len(ws) - n + 1))
@@ -155,8 +158,13 @@ def reliability_curve(confidences, correct, n_bins=10):
         if not 0 <= confidence <= 1:
             raise MiniftError(f"confidence {confidence} is not a probability")
         bins[min(int(confidence * n_bins), n_bins - 1)].append((confidence, float(hit)))
-    bins = [(*zip(*entries, strict=True), len(entries)) for entries in bins if entries]
-    return [{"confidence": math.fsum(cs) / n, "accuracy": math.fsum(hits) / n, "count": n} for cs, hits, n in bins]
+    curve = []
+    for entries in filter(None, bins):
+        confidences, hits = zip(*entries, strict=True)
+        n = len(entries)
+        curve.append(
+            {"confidence": math.fsum(confidences) / n, "accuracy": math.fsum(hits) / n, "count": n})
+    return curve
 
 
 def expected_calibration_error(confidences, correct, n_bins=10):
@@ -178,8 +186,8 @@ def bootstrap_interval(values, seed=0, level=0.95, n=2000):
     resamples = (
         torch.randint(len(values), (len(values),), generator=generator) for _ in range(n))
     means = torch.stack([values[resample].mean() for resample in resamples])
-    low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
-    return low, high
+    limits = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    return tuple(torch.quantile(means, limits).tolist())
 
 
 def win_rate(a, b):
@@ -187,4 +195,6 @@ def win_rate(a, b):
     a, b = paired(a, b)
     if not all(math.isfinite(x) for x in a + b):
         raise MiniftError("win_rate needs finite scores; got NaN or infinity")
-    return sum((x > y) + (x == y) / 2 for x, y in zip(a, b, strict=True)) / len(a)
+    wins = sum(x > y for x, y in zip(a, b, strict=True))
+    ties = sum(x == y for x, y in zip(a, b, strict=True))
+    return (wins + ties / 2) / len(a)
