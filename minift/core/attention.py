@@ -77,11 +77,11 @@ def rotary_angles(position_ids, d_head, theta, dtype=torch.float32, scaling=None
     """cos and sin of position / theta^(2i/E), each (B, T, 1, E); computed in at least float32, returned in `dtype`."""
     precise = torch.promote_types(dtype, torch.float32)
     even = torch.arange(0, d_head, 2, device=position_ids.device).to(precise)  # (E/2,) 2i
-    frequency = 1.0 / theta ** (even / d_head)                                 # (E/2,) radians a token
+    frequency = 1.0 / theta ** (even / d_head)  # (E/2,) radians a token
     if scaling is not None:
         frequency = frequency / stretch(frequency, *scaling)
     angle = position_ids[:, :, None, None].to(precise) * frequency  # (B, T, 1, E/2)
-    angle = torch.cat((angle, angle), dim=-1)                       # (B, T, 1, E)
+    angle = torch.cat((angle, angle), dim=-1)  # (B, T, 1, E)
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
@@ -107,8 +107,8 @@ def rotate(x, cos, sin):
 def visible(n_new, n_total, causal, attention_mask, segment_ids, device):
     """(B or 1, 1, T, S) bool: may new token t attend to token s? The new tokens are the last T of all S."""
     query = torch.arange(n_total - n_new, n_total, device=device)[:, None]  # (T, 1)
-    key = torch.arange(n_total, device=device)[None, :]                     # (1, S)
-    allowed = (key <= query if causal else key >= 0)[None, None]            # (1, 1, T or 1, S)
+    key = torch.arange(n_total, device=device)[None, :]  # (1, S)
+    allowed = (key <= query if causal else key >= 0)[None, None]  # (1, 1, T or 1, S)
     if attention_mask is not None:
         allowed = allowed & attention_mask[:, None, None, :]
     if segment_ids is not None:

@@ -40,7 +40,7 @@ def make_step(body, length):
         S = cache.length + 1
         token, place = token[:, 0], default_positions(1, S, mask, None, token.device)[:, 0]
         seen = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
-        x = body.embed(token)                                 # (B, D)
+        x = body.embed(token)  # (B, D)
         if learned is None:
             # Queries and keys are rotated; cos 1 and sin 0 leave the values as they are.
             turned = (len(place), H + K, 1, E)

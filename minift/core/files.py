@@ -112,10 +112,13 @@ def write_tensors(path, tensors, metadata):
     tensors: name -> tensor, on any device; tensors that share memory are stored as separate copies.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    storages = [tensor.untyped_storage().data_ptr() for tensor in tensors.values()]
-    tensors = {
-        name: tensor.clone() if storages.count(storage) > 1 else tensor
-        for (name, tensor), storage in zip(tensors.items(), storages, strict=True)}
+    # safetensors refuses tensors that share memory: all but the first are copied.
+    storages = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        if storage in storages:
+            tensors[name] = tensor.clone()
+        storages.add(storage)
     metadata = json.loads(json.dumps(metadata))
     header = {"format": "minift-tensors", "version": VERSION, "sha256": digest(tensors, metadata), "metadata": metadata}
     # The library transformers looks for "format": "pt".

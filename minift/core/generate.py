@@ -190,7 +190,7 @@ def check(config, input_ids, attention_mask, max_new_tokens, temperature, top_k,
     if mask.shape != input_ids.shape:
         raise MiniftError(
             f"attention_mask has shape {tuple(mask.shape)}; expected {tuple(input_ids.shape)}")
-    if not mask[:, -1].all():
-        row = int((~mask[:, -1]).nonzero()[0])
-        raise MiniftError(f"row {row} ends with padding; prompts must be padded on the left")
+    padded = (~mask[:, -1]).nonzero()
+    if len(padded):
+        raise MiniftError(f"row {int(padded[0])} ends with padding; prompts must be padded on the left")
     return None if mask.all() else mask

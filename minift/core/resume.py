@@ -53,11 +53,11 @@ class TrainingState:
             tensors[f"model.{name}"] = parameter.detach()
             for key, value in moments.get(number, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
-        counters = {"step": self.step, "n_batches": self.n_batches, "first_epoch": self.first_epoch, "best": self.best}
-        write_tensors(
-            path, tensors, {
-                "kind": FORMAT, **counters, "settings": self.settings,
-                "machine": machine_record(), "history": self.history})
+        metadata = {
+            "kind": FORMAT, "step": self.step, "n_batches": self.n_batches,
+            "first_epoch": self.first_epoch, "best": self.best, "settings": self.settings,
+            "machine": machine_record(), "history": self.history}
+        write_tensors(path, tensors, metadata)
 
     def load(self, path):
         """Restore the state in `path`: weights, moments, counters, the data's position, the random numbers last.

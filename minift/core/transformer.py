@@ -171,6 +171,7 @@ class Transformer(nn.Module):
         cache: a KVCache, to which the new tokens are added. MiniftError for ids, lengths or shapes that cannot work.
         """
         # Where the new tokens stand: T of them, S together with the cached ones.
+        config = self.config
         past = 0 if cache is None else cache.length
         attention_mask = self.check(input_ids, attention_mask, position_ids, segment_ids, cache)
         T, S, device = input_ids.shape[1], past + input_ids.shape[1], input_ids.device
@@ -181,25 +182,24 @@ class Transformer(nn.Module):
         angles = None
         if self.positions is None:
             angles = rotary_angles(
-                position_ids, self.config.d_head, self.config.rope_theta, x.dtype,
-                self.config.rope_scaling)
+                position_ids, config.d_head, config.rope_theta, x.dtype, config.rope_scaling)
         else:
             x = x + self.positions(position_ids)
         # Which tokens attend to which. Without a mask to build or to read, attention is faster.
         if attention_mask is None and segment_ids is None and (past == 0 or T == 1):
-            sight = Sight(None, self.config.causal and past == 0, angles)
+            sight = Sight(None, config.causal and past == 0, angles)
         else:
-            sight = Sight(
-                visible(T, S, self.config.causal, attention_mask, segment_ids, device), False, angles)
+            mask = visible(T, S, config.causal, attention_mask, segment_ids, device)
+            sight = Sight(mask, False, angles)
         # The blocks.
-        x = x if self.config.norm_first else self.norm(x)
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = x if config.norm_first else self.norm(x)
+        x = F.dropout(x, config.dropout, self.training)
         again = self.checkpointing and torch.is_grad_enabled() and cache is None
         for layer, block in enumerate(self.layers):
             x = checkpoint(block, x, sight, use_reentrant=False) if again else block(x, sight, cache, layer)
         if cache is not None:
             cache.length = S
-        return self.norm(x) if self.config.norm_first else x  # (B, T, D)
+        return self.norm(x) if config.norm_first else x  # (B, T, D)
 
     def check(self, input_ids, attention_mask, position_ids, segment_ids, cache):
         """MiniftError for inputs that would fail later or give wrong results. Returns attention_mask as bool."""
