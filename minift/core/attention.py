@@ -15,7 +15,7 @@ from torch.nn import functional as F
 class Sight(NamedTuple):
     """What every layer needs to know about the tokens of one forward pass."""
 
-    # (B or 1, 1, T, S) bool, True: token t may attend to token s. None: is_causal says it.
+    # (B or 1, 1, T, S) bool, True: token t may attend to token s. None: see is_causal.
     mask: torch.Tensor | None
     # True, with mask None: each token attends to itself and to all before it. False: to all.
     is_causal: bool
@@ -77,7 +77,7 @@ def rotary_angles(position_ids, d_head, theta, dtype=torch.float32, scaling=None
     """cos and sin of position / theta^(2i/E), each (B, T, 1, E); computed in at least float32, returned in `dtype`."""
     precise = torch.promote_types(dtype, torch.float32)
     even = torch.arange(0, d_head, 2, device=position_ids.device).to(precise)  # (E/2,) 2i
-    frequency = 1.0 / theta ** (even / d_head)  # (E/2,) radians a token
+    frequency = 1.0 / theta ** (even / d_head)  # (E/2,) radians per token
     if scaling is not None:
         frequency = frequency / stretch(frequency, *scaling)
     angle = position_ids[:, :, None, None].to(precise) * frequency  # (B, T, 1, E/2)

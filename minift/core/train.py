@@ -219,7 +219,7 @@ def add_evaluation(row, state, evaluate, on_best):
 
 
 def warn_untrained(state, metrics):
-    """Once a run, after its first real step: name the trainable parameters that the loss does not reach."""
+    """Once per run, after its first real step: warn of trainable parameters that get no gradient."""
     if state.checked_gradients or metrics.get("skipped"):
         return
     state.checked_gradients = True

@@ -48,8 +48,9 @@ def clusters_of_tasks(tasks):
 def leave_one_cluster_out(tasks):
     """One Fold for each cluster, in alphabetical order. tasks: rows, or {task: cluster or clusters}.
 
-    A task in two clusters leaves the training of both folds, and is assessed in neither: it would not be unseen there.
-    MiniftError for fewer than two clusters, a task in none, one id twice, or a cluster without a task of its own.
+    A task in two clusters is left out of the training of both folds. It is assessed in neither, where it would not be
+    unseen. MiniftError for fewer than two clusters, a task without cluster, one id twice, or a cluster without a task
+    of its own.
     """
     # Every row has its clusters, and an id of its own.
     clusters = clusters_of_tasks(tasks)
@@ -204,7 +205,10 @@ def over_seeds(runs):
     if not runs or any(run.keys() != runs[0].keys() for run in runs):
         raise MiniftError(
             "an average over seeds needs at least one run, and the same clusters in all of them")
-    rows = [{**{name: macro_micro({name: run[name]})["micro"] for name in run}, **macro_micro(run)} for run in runs]
+    rows = []
+    for run in runs:
+        row = {name: macro_micro({name: run[name]})["micro"] for name in run}
+        rows.append(row | macro_micro(run))
     n, found = len(runs), {}
     for name in rows[0]:
         values = [row[name] for row in rows]

@@ -108,7 +108,7 @@ def add_reference_logprobs(examples, reference, pad_id, batch_size=16, device=No
 
     examples: dicts of lists (chosen_input_ids, chosen_response_mask, rejected_...), changed in place and returned.
     reference: callable (input_ids, attention_mask) -> logprobs (B, T-1), say make_reference(model). Run it again
-    whenever the examples or the reference change: nothing can notice old sums later.
+    whenever the examples or the reference change: no check can find old sums later.
     """
     # List every answer: its example, the name of its sum, its ids and its mask.
     if device is None and hasattr(reference, "model"):

@@ -23,7 +23,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 class LoRALinear(nn.Module):
     """A frozen nn.Linear plus the branch (alpha / rank) B A, which is trained.
 
-    rank: R, at most the smaller side of the weight. alpha: its strength, kept for other ranks by alpha / rank.
+    rank: R, at most the smaller side of the weight. alpha: the strength of the branch, divided by rank.
     dropout: in [0, 1], on the branch's input. Parts: .linear, .lora_A (R, in), .lora_B (out, R), .enabled, .merged.
     """
 
@@ -122,7 +122,7 @@ def add_lora(model, rank, alpha, targets=ATTENTION, dropout=0.0):
 
 
 def find_targets(model, targets):
-    """name -> nn.Linear for each layer that a target names; MiniftError when a target names none."""
+    """name -> nn.Linear for each layer that a target names. MiniftError for a target that names none."""
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     names = sorted({name.rpartition(".")[2] for name in linears})
     for target in targets or ("",):

@@ -1,7 +1,7 @@
 """Masked language modelling: hide some tokens, and predict them from the tokens on both sides.
 
 Devlin et al. 2018, "BERT", section 3.1, task 1: 15 % of the tokens are selected; of these 80 % become the mask token,
-10 % a random token, and 10 % stay, so that every token may need a prediction. Only selected tokens count in the loss.
+10 % a random token, and 10 % stay, so that the encoder cannot rely on the mask. Only selected tokens enter the loss.
 Whole words: the BERT authors' release of May 2019. Left out: next-sentence prediction, spans (SpanBERT).
 """
 
@@ -22,7 +22,8 @@ def mask_tokens(
 
     special_mask: (B, T) bool, True at tokens that are never selected ([CLS], [SEP], padding). labels: the original id
     where selected, -100 elsewhere. A random token is any id below vocab_size except mask_id and the ids
-    under special_mask. word_ids: (B, T), from word_ids(): tokens of a row with one number are selected together.
+    under special_mask. word_ids: (B, T), from word_ids(): tokens with the same number in a row are one word and are
+    selected together.
     """
     if not 0 < probability < 1:
         raise MiniftError(

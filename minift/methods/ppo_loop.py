@@ -35,7 +35,7 @@ class PPOConfig:
     kl_horizon: int = 10_000
     # The discount of a reward, per token.
     gamma: float = 1.0
-    # GAE's decay, per token: 1 uses the rewards alone, 0 the reward and value of the next token alone.
+    # GAE's decay, per token: 1 uses all later rewards, 0 only the token's own reward and the next value.
     lam: float = 0.95
     # How far a ratio may move from 1 before its token stops counting.
     clip_range: float = 0.2
@@ -47,7 +47,7 @@ class PPOConfig:
     epochs: int = 4
     # Responses in one optimizer step.
     minibatch_size: int = 16
-    # The learning rate of the first iteration; then it falls linearly to 0.
+    # The learning rate of the first iteration; it falls linearly towards 0, once per iteration.
     lr: float = 1e-4
     # The largest gradient norm; None: no clipping.
     clip: float | None = 1.0
@@ -152,7 +152,7 @@ def ppo_iteration(
             "advantages": lp.masked_whiten(advantages, mask)}
     clock.append(time.perf_counter())
 
-    # 5. Update on shuffled minibatches; each response is used once an epoch.
+    # 5. Update on shuffled minibatches; each response is used once in each epoch.
     _refuse_dropout(policy, value_model)
     updates, shuffle = [], _generator("cpu", seed, "shuffle", iteration)
     for _ in range(config.epochs):
