@@ -1,4 +1,4 @@
-"""The README and the pages beside it: short, true to the committed numbers, with paths and links that exist."""
+"""The README, the pages beside it and the lessons' prose: short, true to the committed numbers; paths and links exist."""
 
 import json
 import re
@@ -66,6 +66,37 @@ def test_links_and_paths_exist(path):
         assert place.is_dir() or place.with_suffix(".py").exists() or place.parent.with_suffix(".py").exists(), name
 
 
+LESSONS = sorted((ROOT / "lessons").glob("*.ipynb"))
+FOLDERS = ("minift/", "tests/", "data/", "lessons/")
+
+
+def prose_of(path):
+    """The text of a page, or of a notebook's Markdown cells."""
+    if path.suffix == ".md":
+        return read(path)
+    return "\n\n".join("".join(cell["source"]) for cell in json.loads(read(path))["cells"]
+                       if cell["cell_type"] == "markdown")
+
+
+def named_paths(text):
+    """The paths below FOLDERS that stand between backticks, alone or as a word of a command; `file.py:name` -> file."""
+    spans = "\n".join(re.sub(r"(?s)```.*?```", "", text).split("`")[1::2])
+    return [word for word in re.findall(r"[^\s:,;()\"']+", spans) if word.startswith(FOLDERS)]
+
+
+def test_paths_are_found_in_prose():
+    """Between backticks only, whole commands too; what is written elsewhere, or lies in runs/, is not asked for."""
+    text = "data/a `data/b` and `python data/c.py runs/d`; `x/data/e`, `lessons/f.py:g`\n```\n`data/h`\n```\n`tests/*.py`"
+    assert named_paths(text) == ["data/b", "data/c.py", "lessons/f.py", "tests/*.py"]
+
+
+@pytest.mark.parametrize("path", [*PAGES, *LESSONS], ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_paths_in_code_marks_exist(path):
+    """A file or folder of the repository that a page or a lesson names is there; a pattern finds at least one."""
+    for name in named_paths(prose_of(path)):
+        assert any(ROOT.glob(name.rstrip("/."))), name
+
+
 @EACH
 def test_commands_of_the_pages_are_commands(path):
     """Each indented `python -m minift` line is read without an error (test_cli runs those of the README)."""
@@ -88,32 +119,67 @@ def test_the_picture_has_the_numbers_of_the_three_seeds():
     assert set(arc.COLOURS) == set(arc.BOXES) == linked | {"encoder", "clusters"}
 
 
+def spread(found, digits=0, percent=False):
+    """'mean ± standard deviation' of {"mean", "std"}, in percent or not, with so many digits."""
+    scale = 100 if percent else 1
+    mean, std = (f"{found[part] * scale:,.{digits}f}" for part in ("mean", "std"))
+    return f"{mean} ± {std}" + " %" * percent
+
+
 def test_the_table_of_the_tour():
-    """Mean and standard deviation of each measure, as data/tour/seeds.json has them."""
+    """Each row of the table has the mean and the standard deviation that data/tour/seeds.json has."""
     summary = read_json("tour/seeds.json")["summary"]
 
-    def of(name, digits=0, scale=1.0, unit=""):
-        mean, std = (summary[name][part] * scale for part in ("mean", "std"))
-        return f"{mean:.{digits}f} ± {std:.{digits}f}{unit}"
-    share = {"scale": 100.0, "unit": " %"}
-    found = {row[1]: row[2] for row in rows_of(read(DATA), "stage")}
-    assert found["perplexity of unread stories"] == of("base_perplexity", 2)
-    assert found["perplexity of the new domain, before → after"].endswith(of("new_perplexity", 2))
-    assert of("old_perplexity", 1) in found["perplexity of stories, before → after; with replay"]
-    assert of("old_perplexity_with_replay", 2) in found["perplexity of stories, before → after; with replay"]
-    assert found["rise of the old loss with replay, of the rise without"] == of("forgetting_with_replay", 1, **share)
-    assert found["share of full fine-tuning's gain"] == of("lora_share_of_gain", 1, **share)
-    assert found["exact match on held-out questions, base → tuned"].endswith(of("exact_match", 1, **share))
-    assert found["annotators agree with the gold order"] == of("annotator_agreement", 1, **share)
-    assert found["held-out pairs in gold order"] == of("reward_accuracy_gold", 1, **share)
-    assert found["gold score (0 to 10): SFT, PPO, DPO"] == ", ".join(of(f"gold_{m}", 2) for m in ("sft", "ppo", "dpo"))
-    assert found["wins against SFT (a tie counts half): PPO, DPO"] == ", ".join(
-        of(f"win_rate_{m}", 1, **share) for m in ("ppo", "dpo"))
-    assert found["KL to SFT, nats a response: PPO, DPO"] == ", ".join(of(f"kl_{m}", 1) for m in ("ppo", "dpo"))
-    assert found["hidden tokens filled in; a bigram guess"] == "; ".join(
-        of(f"{m}_accuracy", 1, **share) for m in ("masked", "bigram"))
-    assert found["rank classification, base → tuned"] == " → ".join(
-        of(f"withheld_rank_{when}", 0, **share) for when in ("before", "after"))
+    def of(name, digits=0):
+        return spread(summary[name], digits)
+
+    def share(name, digits=1):
+        return spread(summary[name], digits, percent=True)
+
+    def mean(name, digits=0, scale=1):
+        return f"{summary[name]['mean'] * scale:.{digits}f}"
+    assert {row[1]: row[2] for row in rows_of(read(DATA), "stage")} == {
+        "perplexity of unread stories": of("base_perplexity", 2),
+        "perplexity of the new domain, before → after": f"{of('new_perplexity_before')} → {of('new_perplexity', 2)}",
+        "perplexity of stories, before → after; with replay":
+            f"{mean('old_perplexity_before', 2)} → {of('old_perplexity', 1)}; {of('old_perplexity_with_replay', 2)}",
+        "rise of the old loss with replay, of the rise without": share("forgetting_with_replay"),
+        "parameters trained": mean("lora_share_trained", 1, 100) + " %",
+        "share of full fine-tuning's gain": share("lora_share_of_gain"),
+        "adapter on disk; gradients and AdamW's state, full → LoRA":
+            f"{mean('lora_adapter_kilobytes')} kB; {mean('full_training_megabytes', 1)} → "
+            f"{mean('lora_training_megabytes', 2)} MB",
+        "merged: largest difference of a logit, relative": f"{summary['lora_merge_difference']['mean']:.0e}",
+        "exact match on held-out questions, base → tuned":
+            f"{mean('exact_match_before')} % → {share('exact_match')}",
+        "answers that end by themselves": mean("ends_with_eos", 1, 100) + " %",
+        "annotators agree with the gold order": share("annotator_agreement"),
+        "held-out pairs in gold order": share("reward_accuracy_gold"),
+        "gold score (0 to 10): SFT, PPO, DPO": ", ".join(of(f"gold_{m}", 2) for m in ("sft", "ppo", "dpo")),
+        "wins against SFT (a tie counts half): PPO, DPO": ", ".join(share(f"win_rate_{m}") for m in ("ppo", "dpo")),
+        "KL to SFT, nats a response: PPO, DPO": ", ".join(of(f"kl_{m}", 1) for m in ("ppo", "dpo")),
+        "hidden tokens filled in; a bigram guess": f"{share('masked_accuracy')}; {share('bigram_accuracy')}",
+        "topics right with 16 labels: frozen encoder, from scratch":
+            f"{share('probe_accuracy_16', 0)}, {share('scratch_accuracy_16', 0)}",
+        "questions about a story, tuned on all other clusters: exact match, base → tuned":
+            f"{mean('withheld_exact_match_before')} % → {share('withheld_exact_match_after')}",
+        "rank classification, base → tuned":
+            f"{share('withheld_rank_before', 0)} → {share('withheld_rank_after', 0)}"}
+
+
+def test_the_choices_on_the_page():
+    """The numbers of the 200 choices are those of data/preferences/clicks.json."""
+    clicks, text = read_json("preferences/clicks.json"), " ".join(read(DATA).split())
+    accuracy, before, after, gain = (
+        clicks["mean"][name] for name in ("reward_accuracy", "gold_before", "gold_after", "gain"))
+    ties = 1 - sum(seed["decided"] for seed in clicks["seeds"].values()) / len(clicks["seeds"]) / clicks["clicks"]
+    assert f"## {clicks['clicks']} choices on the page" in text and ties == 1 / 8 and "one pair in eight a tie" in text
+    assert (f"puts {accuracy['mean'] * 100:.0f} % of held-out pairs in gold order (mean of five seeds; 95 % interval: "
+            f"{accuracy['low'] * 100:.0f} to {accuracy['high'] * 100:.0f})") in text
+    assert f"from {before['mean']:.1f} to {after['mean']:.1f}." in text
+    each = ", ".join(f"{seed['gain']:.1f}" for seed in clicks["seeds"].values())
+    assert (f"The gain is {gain['mean']:.2f} (95 % interval: {gain['low']:.2f} to {gain['high']:.2f}; "
+            f"by seed {each})") in text
 
 
 def test_the_table_of_labels():
@@ -128,19 +194,44 @@ def test_the_table_of_labels():
                 assert float(value) == pytest.approx(entry["mean"][entry["n"].index(n)], abs=0.0051), (task, way, n)
 
 
+# The page's name of a way -> its name in data/ways/ways.json; other names are the same.
+WAYS = {
+    "base, not tuned": "base", "templates, so many rows that none is seen twice": "templates, many",
+    "crowd, clear guidelines, 3 annotators": "crowd", "crowd, vague guidelines, 1 annotator": "crowd, vague",
+    "model, checked against the story": "model", "mixture, a quarter each": "mixture"}
+
+
 def test_the_table_of_the_four_ways():
-    """The rows of data/ways/table.md stand in the page, under longer names."""
-    known = {tuple(row[1:7]) for row in rows_of(read(ROOT / "data" / "ways" / "table.md"), "way")}
-    for row in rows_of(read(DATA), "way"):
-        rows, minutes, tokens, wrong, distinct, nearest = row[1:7]
-        wrong = "–" if wrong == "–" else f"{float(wrong.split()[0]):.1f}%"
-        assert (rows, minutes, tokens, wrong, distinct, nearest) in known, row[0]
+    """Each way's row has that way's numbers of data/ways/ways.json, column by column; a dash where there is none."""
+    ways = read_json("ways/ways.json")["ways"]
+    formats = {"rows": "{:,.0f}", "minutes": "{:,.0f}", "model_tokens": "{:,.0f}", "label_error": "{:.1%}",
+               "distinct_2": "{:.2f}", "nearest": "{:.2f}"}
+    table = {WAYS.get(row[0], row[0]): row[1:] for row in rows_of(read(DATA), "way")}
+    assert table.keys() == ways.keys()
+    for name, cells in table.items():
+        found = ways[name]
+        wanted = [form.format(found[key]["mean"]) if found.get(key) else "–" for key, form in formats.items()]
+        wanted[3] = wanted[3].replace(".0%", "%").replace("%", " %")
+        scores = found["scores"]
+        assert cells == [*wanted, spread(scores["tasks"]["exact"], 2), spread(scores["people"]["rouge"], 2)], name
 
 
 def test_the_table_of_withheld_clusters():
-    """Exact match by number of training clusters, as data/clusters/results.json has it."""
-    numbers = read_json("clusters/results.json")["numbers"]
-    for row in rows_of(read(DATA), "withheld"):
-        cluster = {"yes/no": "yes_no", "mean of clusters": "macro"}.get(row[0], row[0])
-        for number, value in zip(("0", "1", "2", "4", "all"), row[1].split(", ")):
-            assert float(value) == pytest.approx(numbers[number]["exact_match"][cluster]["mean"], abs=0.0051), row[0]
+    """Each row's numbers, column by column, as data/clusters/results.json has them; so have the means of the text."""
+    numbers, text = read_json("clusters/results.json")["numbers"], " ".join(read(DATA).split())
+    columns = (
+        [(n, "exact_match") for n in ("0", "1", "2", "4", "all")], [(n, "rouge_l") for n in ("0", "all")],
+        [("0", "rank"), ("all", "rank"), ("all", "rank_chance")])
+    names = {"yes/no": "yes_no", "mean of clusters": "macro"}
+    table = {names.get(row[0], row[0]): row[1:] for row in rows_of(read(DATA), "withheld")}
+    assert table.keys() | {"micro"} == numbers["0"]["exact_match"].keys()
+    for cluster, cells in table.items():
+        for cell, wanted in zip(cells, columns, strict=True):
+            for value, (number, measure) in zip(re.split("[,;] ", cell), wanted, strict=True):
+                mean = numbers[number][measure][cluster]["mean"]
+                assert float(value) == pytest.approx(mean, abs=0.0051), (cluster, number, measure)
+    means = [numbers[n]["exact_match"]["macro"] for n in ("1", "2", "4", "all")]
+    said = ", ".join(f"{m['mean']:.2f} ± {m['high'] - m['mean']:.2f}" for m in means).replace("0.", ".")
+    assert said in text
+    before, after = (numbers[n]["ends_with_eos"]["macro"]["mean"] * 100 for n in ("0", "1"))
+    assert f"{after:.0f} % of the answers end; before tuning {before:.0f} % did." in text
