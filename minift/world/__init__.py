@@ -6,6 +6,6 @@ child's name, the place, the colour. An *exercise* is a request about a told sce
 
 In reading order: lexicon (words), scenes (scenes and tellings), facts; corpus and practice (text for pre-training),
 exercises, tasks and instructions (rows for tuning), labelled (sets for classifiers), domains (text for continued
-pre-training), endings (a taste); rubric and checker (who reads stories and answers back), recipes and train_recipe (how
-data/base and data/encoder were made). Left out: any text that a person has written.
+pre-training), endings (open stories for lessons on preferences); rubric and checker (they judge stories and answers),
+recipes and train_recipe (how data/base and data/encoder were made). Left out: any text that a person has written.
 """

@@ -1,8 +1,9 @@
-"""Is an answer true of the story that it is about? Stories, questions and answers are read back, and compared.
+"""Check whether an answer is true of its story: parse the story, the question and the answer, and compare them.
 
-This is the world's own checker for instructions that a model has written (way 4). It reads a story with the lexicon,
-and a question with the templates of `ways.templates`. It knows the tasks whose answer the facts decide. What it cannot
-read it leaves open. Left out: stories that the world would not tell, questions in free words.
+This is the world's own checker for instructions that a model has written (way 4). It parses a story with the lexicon,
+and a question with the templates of `ways.templates`. It knows the tasks whose answer follows from the story's facts.
+The verdict on a text that it cannot parse is None. Left out: stories that the world would not tell, questions that
+follow no template.
 """
 
 import re
@@ -42,7 +43,7 @@ def one_of(group):
 
 
 def slot_patterns():
-    """Slot -> a regular expression for what can stand in it: words of the lexicon, where they leave no doubt."""
+    """Slot -> a regular expression for the texts that can fill it, made of words of the lexicon."""
     name = one_of(words.GIRLS + words.BOYS)
     animal = one_of(words.ANIMALS)
     thing = one_of(words.OBJECTS)
@@ -69,12 +70,12 @@ SLOTS = slot_patterns()
 
 
 def read_story(story):
-    """The facts of a story as fields (see facts.scene_fields), without those that it does not tell, or tells twice."""
+    """The facts of a story as fields (see facts.scene_fields), without each fact that has no value or several."""
     facts = {}
     for key, values in words_for_facts(story).items():
         if len(values) == 1:
             facts[key] = values.pop()
-    # What went wrong is told of an animal or a thing.
+    # The text of a trouble names the animal or the thing.
     trouble = facts.pop("trouble", None)
     if trouble and "object" in facts and "animal" in facts:
         facts["trouble"] = trouble.format(**facts)
@@ -88,12 +89,12 @@ def read_story(story):
 
 
 def words_for_facts(story):
-    """Kind of fact -> all words (places, troubles) for it in the story."""
+    """Kind of fact -> the set of its values in the story: words, places or troubles."""
     seen = {key: set() for key in ("name", "animal", "object", "colour", "place", "trouble")}
     before = ""
     for word in split_words(story):
         kind = KINDS.get(word, "").lower()
-        # A saw is a thing only in "the saw" and "red saw"; elsewhere somebody saw something.
+        # "saw" is a noun in "the saw" and "red saw"; everywhere else it is a verb.
         verb = word in VERBS and before != "the" and KINDS.get(before) != "COLOUR"
         if kind in ("name", "animal", "object", "colour") and not verb:
             seen[kind].add(word)
@@ -110,7 +111,7 @@ def words_for_facts(story):
 
 
 def place_in(text):
-    """"the old mill" as it is, "the mill when" without its last word; None where no place is named."""
+    """The place at the beginning of a text: "the mill" in "the mill when". None if the text begins with no place."""
     found = text.split()
     for n in (3, 2):
         if len(found) < n or KINDS.get(found[n - 1]) != "PLACE":
@@ -121,10 +122,9 @@ def place_in(text):
 
 
 def read_ending(story):
-    """The fields of how the story ends; none if its last sentence is no ending."""
-    role = None
-    for sentence in sentences(story):
-        role = role_of(sentence)
+    """The fields that say how the story ends, from its last sentence; {} if that sentence is no ending."""
+    parts = sentences(story)
+    role = role_of(parts[-1]) if parts else None
     if role == "happy":
         return {"mood": "happy", "ending": "happily"}
     if role == "sad":
@@ -136,10 +136,10 @@ def read_ending(story):
 
 
 def make_verdict(templates):
-    """verdict(user_turn, answer) -> True, False, or None where that cannot be told. templates: of read_templates.
+    """A function verdict(user_turn, answer) -> True, False or None (not decidable). templates: of read_templates.
 
-    True: the turn is one of the templates with a story in it, what the question takes for granted is so in the story,
-    and the answer is the one that the template has for it. White space does not count.
+    True: the turn is a filled template, the words in the question (a name, an animal) agree with the story, and the
+    answer is the one that the template has for it. Differences in white space do not count.
     """
     known = []
     for task in TASKS:
@@ -175,7 +175,7 @@ def pattern(instruction):
         elif name in seen:
             parts.append(f"(?P={name})")
         else:
-            # A slot without words of its own: any part of a sentence.
+            # A slot that SLOTS does not list takes any part of a sentence.
             allowed = SLOTS.get(name, "[^.?!]+?")
             parts.append(f"(?P<{name}>{allowed})")
             seen.add(name)
@@ -184,7 +184,7 @@ def pattern(instruction):
 
 
 def check_answer(task, values, response, answer):
-    """Is `answer` the template's response for these values of its slots? None: the story does not decide it."""
+    """Is `answer` the template's response for these values of its slots? None: the facts do not decide it."""
     facts = read_story(values["story"])
     for name, value in values.items():
         # The question is about another child, animal or thing.
@@ -222,7 +222,7 @@ def right_comparison(own, values):
 
 
 def right_choice(kind, facts, values):
-    """Which of two it is; None if it is neither."""
+    """The one of the two options that is true of the story; None if neither is."""
     if kind not in facts:
         return None
     right = answer_phrase(kind, facts[kind])

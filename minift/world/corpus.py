@@ -1,8 +1,8 @@
-"""The text that the base model is pretrained on: stories, and people who talk, ask and write about them.
+"""The text that the base model is pretrained on: stories, and texts about them.
 
-Most documents have more than a story: questions and answers, a list of facts, a plan, in many forms. None of them is
-the chat template. From these a small model learns to look facts up in its context. All of it is drawn from a seed.
-Left out: the further domains (domains.py), which are kept for continued pre-training.
+Most documents have more than a story: questions and answers, a list of facts, a plan, in many forms. No document uses
+the chat template. From these texts a small model learns to look facts up in its context. Every document is drawn from
+a seed. Left out: the further domains (domains.py), which are kept for continued pre-training.
 """
 
 import random
@@ -20,7 +20,7 @@ TEXT_FORMS = read_json(Path(__file__).with_name("forms.json"))
 
 
 def ask(kind, scene, rng, short=None):
-    """(question, answer) about one fact of the scene. short: the bare fact instead of a sentence; None draws it."""
+    """(question, answer) about one fact of the scene. short: answer with the fact alone, not a sentence; None: draw."""
     if short is None:
         short = rng.random() < 0.5
     entry, fields = FACTS[kind], scene_fields(scene)
@@ -32,7 +32,7 @@ def ask(kind, scene, rng, short=None):
 
 
 def ask_some(scene, rng, n):
-    """n pairs (question, answer), each about another fact."""
+    """n pairs (question, answer), each about a different fact."""
     kinds = rng.sample(tuple(FACTS), n)
     return [ask(kind, scene, rng) for kind in kinds]
 
@@ -103,7 +103,7 @@ def true_or_false(scene, rng):
 
 
 def plan(scene, rng):
-    """What a story is to be about, before it is told: it makes a story on request worth learning."""
+    """A line that says what the story after it is about. From such lines the model learns to tell a requested story."""
     fields = scene_fields(scene)
     rows = [fields["name"], fields["an_animal"], fields["a_thing"]]
     if rng.random() < 0.3:

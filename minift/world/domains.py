@@ -1,8 +1,8 @@
 """Three further domains of the toy world, in words and forms of their own: notices, a harbour's log, a recipe book.
 
-The base model has never read them; they are for adapting it. The notices speak of things that it knows in a form that
-is new; the log and the recipes have words of their own as well, which domains.json holds. Left out: entries that refer
-to each other.
+The base model has never read them: they are texts for continued pre-training. The notices are about things that it
+knows, in a new form. The log and the recipes have new words as well, which domains.json holds. Left out: entries that
+refer to each other.
 """
 
 import random
@@ -56,7 +56,7 @@ def harbour_entry(rng):
     ship = rng.choice(HARBOUR["ships"]).replace("-", " ")
     wind = rng.choice(HARBOUR["winds"])
     strength = rng.choice(HARBOUR["strengths"])
-    # One port for each form that has one, whichever form is drawn.
+    # Three ports are drawn for every form, so that each form takes as many numbers from rng.
     origin, goal, missed = (rng.choice(HARBOUR["ports"]) for _ in range(3))
     form = rng.choice(HARBOUR["forms"])
     event = form.format(

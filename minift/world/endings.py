@@ -1,11 +1,9 @@
-"""A taste that needs no instructions: stories whose end is open, and a reader who likes them to end well.
+"""A preference that needs no instructions: beginnings of stories, and a reader who prefers a happy ending.
 
 The task of Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", section 3.1.1: continue a text in
-a certain mood. A plain language model is enough for it, so lessons on preferences can begin at the base. Left out:
-whether the ending fits its story (`world.rubric` judges whole stories), readers who err.
+a certain mood. A plain language model is enough for it, so lessons on preferences can start with the base model. Left
+out: whether the ending fits its story (`world.rubric` judges whole stories), readers who make mistakes.
 """
-
-from itertools import chain
 
 from minift.text.answers import sample_responses
 from minift.world.corpus import stories
@@ -13,7 +11,7 @@ from minift.world.rubric import role_of, sentences
 
 
 def open_stories(n, seed, split="train"):
-    """n stories up to the sentence that tells the trouble: good and bad endings are still equally likely."""
+    """n stories, each up to its sentence of trouble: good and bad endings are still equally likely."""
     beginnings = []
     for story in stories(n, seed, split):
         parts = sentences(story)
@@ -45,11 +43,14 @@ def sample_endings(model, tokenizer, beginnings, *, max_new_tokens=48, seed=0, b
 
 
 def ending_pairs(model, tokenizer, beginnings, *, max_new_tokens=48, seed=0):
-    """Pairs for collate_pairs: two endings of each story, the happy one chosen. Two that are alike make no pair.
+    """Pairs for collate_pairs: the happy ending of a story is chosen, the other one rejected.
 
-    An example also has its three texts: beginning, chosen, rejected.
+    Two endings are sampled for each beginning; if both are happy or neither is, they make no pair. An example also has
+    its three texts: beginning, chosen, rejected.
     """
-    doubled = list(chain.from_iterable(zip(beginnings, beginnings)))
+    doubled = []
+    for text in beginnings:
+        doubled += [text, text]
     endings = sample_endings(
         model, tokenizer, doubled, max_new_tokens=max_new_tokens, seed=seed)
     examples = []

@@ -1,9 +1,9 @@
 """Exercises about a told scene: what is asked, which options are given, and what is right.
 
 An exercise is a function (scene, fields, rng) -> dict. `fields` are those of the told scene (facts.scene_fields); the
-dict has what the exercise adds to them, and "answer". There are two wordings of exercises: worksheets, in
-text for pre-training (practice.py), and labelled rows that instruction templates are filled with (tasks.py). Answers
-come from the scene or from the text, so they are true. Left out: answers that are a matter of taste.
+dict has the further fields of the exercise, and "answer". Exercises have two uses: worksheets, which are text for
+pre-training (practice.py), and labelled rows for instruction templates (tasks.py). Answers come from the scene or from
+the text, so they are true. Left out: answers that are a matter of taste.
 """
 
 import re
@@ -24,7 +24,7 @@ def look_up(kind):
 
 
 def write(form):
-    """The exercise whose answer is a form that is filled with the facts: a summary, a title, the story itself."""
+    """The exercise whose answer is `form`, filled with the fields: a summary, a title, the story itself."""
     return lambda scene, fields, rng: {"answer": fill(form, fields)}
 
 
@@ -64,7 +64,7 @@ def two_options(a, b, rng):
 
 
 def feelings_at_the_end(story):
-    """The words of feeling in the last sentence; none if it has a "not"."""
+    """The words of feeling in the last sentence, as a list; [] if the sentence has a "not"."""
     last = re.findall(r"[\w-]+", sentences(story)[-1])
     if "not" in last:
         return []
@@ -72,7 +72,7 @@ def feelings_at_the_end(story):
 
 
 def feeling(scene, fields, rng):
-    """What did the child feel in the end? None where the last sentence does not say it."""
+    """What did the child feel in the end? None if the last sentence does not say it."""
     felt = feelings_at_the_end(fields["story"])
     return {"answer": felt[0]} if felt else None
 
@@ -116,6 +116,6 @@ def question_for_answer(scene, fields, rng):
 
 
 def name_of(kind, scene):
-    """How the story names the child, the place or a thing: Ada, the old mill, the kite."""
+    """The phrase for the child, the place, an animal or a thing in the story: Ada, the old mill, the kite."""
     word = getattr(scene, kind)
     return word if kind in ("name", "place") else f"the {word}"

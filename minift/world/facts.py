@@ -1,4 +1,4 @@
-"""Facts: what can be asked about a told scene, and what must not be a wrong option.
+"""Facts: what can be asked about a told scene, and which wrong options are allowed.
 
 A told scene is a dict of fields: the story, and the facts that every telling of the scene has (child, place, animal).
 Templates and wordings are filled with these fields. facts.json holds the questions about each fact, the beginning of
@@ -15,8 +15,8 @@ from minift.world.scenes import TROUBLES, draw_scene, tell, with_articles
 
 # Kind of fact -> "questions", the "plain" one of them, "stem" and "answer".
 FACTS = read_json(Path(__file__).with_name("facts.json"))
-# Words for what may be one and the same. A wrong option is never of one
-# group with the right one.
+# Groups of words that can name the same thing. A wrong option is never in
+# one group with the right one.
 _KIN = Path(__file__).with_name("kin.txt").read_text(encoding="utf-8")
 KIN = [set(line.split()) for line in _KIN.splitlines()]
 
@@ -38,7 +38,7 @@ def scene_fields(scene, story=""):
         "thing": scene.thing,
         "a_thing": with_articles(f"a {scene.thing}"),
         "trouble": scene.trouble_text,
-        "mood": "happy" if scene.happy else "sad",
+        "mood": scene.mood,
         "ending": "happily" if scene.happy else "sadly"}
 
 
@@ -48,10 +48,10 @@ def tell_fields(scene, rng):
 
 
 def tell_until(scene, rng, wanted):
-    """The fields of the first telling with wanted(story, fields).
+    """The fields of the first telling for which wanted(story, fields) is true.
 
-    What goes wrong and what else happens is drawn anew for each telling. Child, place, animal, thing, helper, food and
-    how it ends stay as they are. Some telling of every scene must be a wanted one.
+    The trouble and the optional events are drawn anew for each telling. Child, place, animal, thing, helper, food and
+    mood of the ending stay as they are. The loop has no limit: every scene must have such a telling.
     """
     while True:
         fields = tell_fields(scene, rng)
@@ -66,20 +66,27 @@ def tell_until(scene, rng, wanted):
 
 
 def fact(kind, fields):
-    """(question, beginning of a sentence, what completes it) about one fact of a told scene."""
+    """(question, beginning of the sentence that answers it, rest of that sentence) about one fact of a told scene."""
     entry = FACTS[kind]
     texts = entry["plain"], entry["stem"], entry["answer"]
     return tuple(fill(text, fields) for text in texts)
 
 
+def whole_word(word):
+    """A regular expression for a word that is not a part of a longer one."""
+    return rf"(?<![\w-]){re.escape(word)}(?![\w-])"
+
+
 def find_word(word, text):
-    """The matches of a whole word in a text."""
-    whole = rf"(?<![\w-]){re.escape(word)}(?![\w-])"
-    return list(re.finditer(whole, text))
+    """The matches of a whole word in a text, as a list of re.Match."""
+    return list(re.finditer(whole_word(word), text))
 
 
 def draw_other(kind, scene, rng):
-    """A name, place, animal or colour that is neither the scene's own nor akin to it (a name: of the same gender)."""
+    """A name, place, animal or colour that is not the scene's own and shares no group of KIN with it.
+
+    A name is of the same gender.
+    """
     own = getattr(scene, kind).split()[-1]
     while True:
         drawn = draw_scene(rng)
@@ -91,6 +98,6 @@ def draw_other(kind, scene, rng):
 
 
 def answer_phrase(kind, word):
-    """A fact as one answers with it: a fox, at the mill, red."""
+    """A fact in the form of an answer: a fox, at the mill, red."""
     before = {"animal": "a ", "place": "at "}.get(kind, "")
     return with_articles(before + word)

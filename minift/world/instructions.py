@@ -1,8 +1,8 @@
 """Instructions over the world's scenes, in named clusters, as chats; and the prompts that ask for a story.
 
-Each example is a dict with `messages` (user, assistant), `task`, `cluster` and `id`. Every task has several phrasings,
-none of which occurs in the base corpus; the answer is a full sentence and is checked by exact match. Left out: system
-turns, several turns.
+Each example is a dict with `messages` (user, assistant), `task`, `cluster` and `id`. Every task has several phrasings.
+None of the phrasings occurs in the base corpus. The answer is a full sentence and is checked by exact match. Left out:
+system turns, several turns.
 """
 
 import random
@@ -47,7 +47,7 @@ def instruct(task, scene, rng):
 
 
 def instructions(n, seed, split="train", tasks=tuple(TASKS)):
-    """n chats, the tasks in turn, each about a scene of its own."""
+    """n chats, each about a different scene. The tasks take turns."""
     rng = random.Random(f"instructions/{split}/{seed}")
     rows = []
     for i, scene in enumerate(draw_scenes(n, f"instructions/{seed}", split)):
@@ -66,7 +66,7 @@ def instructions(n, seed, split="train", tasks=tuple(TASKS)):
 
 
 def story_requests(n, seed, split="train"):
-    """n (prompt, scene): requests for a story and the scene that they name (its ending is not asked for)."""
+    """n pairs (prompt, scene): a request for a story, and the scene that it names. It does not name the ending."""
     rng = random.Random(f"requests/{split}/{seed}")
     scenes = draw_scenes(n, f"requests/{seed}", split)
     return [(instruct("story", scene, rng)[0], scene) for scene in scenes]

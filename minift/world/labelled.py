@@ -1,8 +1,9 @@
 """Labelled texts from the world, for classifiers: how does it end, what went wrong, does the statement follow?
 
-Three sets, each in two domains: stories, and letters that a child writes about the same scenes (for tests under a shift
-of domain). The endings need reading: negations, late turns of events, and sentences with a glad and a sad word whose
-order decides. Left out: labels that are a matter of opinion; annotators' noise is in `ways.preferences`.
+Three sets, each in two domains: stories, and letters that a child writes about the same scenes (for tests under a
+domain shift). Single words do not tell the ending: there are negations, late turns of events, and sentences with a glad
+and a sad word whose order decides. Left out: labels that are a matter of opinion; annotators' noise is in
+`ways.preferences`.
 """
 
 import random
@@ -25,7 +26,7 @@ LABELS = {
     "topic": tuple(TOPICS.values()),
     "follows": ("no", "yes", "unknown")}
 DOMAINS = ("stories", "letters")
-# Endings that must be read. {this}: a word for how it ends; {other}: a word for the contrary.
+# Endings that no single word gives away. {this}: a word for how it ends; {other}: a word for the contrary.
 READ = SENTENCES["read"]
 # Role of a sentence of a letter -> its forms.
 LETTER = SENTENCES["letter"]
@@ -42,7 +43,7 @@ GROUPS = {
 
 
 def labelled(task, n, seed, split="train", domain="stories"):
-    """n rows {"text", "label"}, or {"text", "text_pair", "label"} for the task "follows"; each of a scene of its own.
+    """n rows {"text", "label"}, or {"text", "text_pair", "label"} for the task "follows"; each about a different scene.
 
     task: "sentiment" of the ending, "topic" (what went wrong, 6 classes), "follows" (does the statement text_pair
     follow: yes, no, unknown). Labels are equally likely. Raises MiniftError for another task or domain.
@@ -58,7 +59,7 @@ def labelled(task, n, seed, split="train", domain="stories"):
     for scene in scenes:
         row = {"text": tell(scene, rng)}
         if task == "sentiment":
-            row["label"] = "happy" if scene.happy else "sad"
+            row["label"] = scene.mood
         elif task == "topic":
             row["label"] = TOPICS[scene.trouble]
         else:
@@ -71,7 +72,7 @@ def labelled(task, n, seed, split="train", domain="stories"):
 
 
 def tell_story(scene, rng):
-    """The scene as a story whose ending must be read: half of the turns are reversed later."""
+    """The scene as a story. In half of the stories a late turn of events reverses the first turn."""
     late = rng.random() < 0.5
     turns = FORMS["good turn" if scene.happy != late else "bad turn"]
     forms = [rng.choice(FORMS["opening"]), rng.choice(FORMS["thing"])]
@@ -82,18 +83,18 @@ def tell_story(scene, rng):
     parts = [fill_forms(forms, scene, rng)]
     if late:
         parts.append(late_turn(rng.choice(READ["late"]), scene, rng))
-    kind = rng.random()
-    if kind < 0.25:
-        form = rng.choice(FORMS["happy" if scene.happy else "sad"])
+    ending = draw_ending(rng)
+    if ending == "plain":
+        form = rng.choice(FORMS[scene.mood])
         parts.append(fill_form(form, scene, rng))
     else:
-        form = rng.choice(READ["negation" if kind < 0.4 else "contrast"])
+        form = rng.choice(READ[ending])
         parts.append(tell_feeling(form, scene, rng))
     return " ".join(parts)
 
 
 def tell_letter(scene, rng):
-    """The same kinds of scene in the words of a letter, none of whose sentences the stories have."""
+    """The scene as a letter. No sentence of a letter occurs in a story."""
     late = rng.random() < 0.5
     forms = [rng.choice(LETTER["opening"])]
     if rng.random() < 0.5:
@@ -103,18 +104,21 @@ def tell_letter(scene, rng):
     parts = [fill_forms(forms, scene, rng)]
     if late:
         parts.append(late_turn(rng.choice(LETTER["late"]), scene, rng))
-    kind = rng.random()
-    if kind < 0.25:
-        ending = "plain"
-    else:
-        ending = "negation" if kind < 0.4 else "contrast"
-    form = rng.choice(LETTER[ending])
+    form = rng.choice(LETTER[draw_ending(rng)])
     parts.append(tell_feeling(form, scene, rng))
     return " ".join(parts)
 
 
+def draw_ending(rng):
+    """The kind of the last sentence: "plain" in 25 of 100 texts, "negation" in 15, "contrast" in 60."""
+    kind = rng.random()
+    if kind < 0.25:
+        return "plain"
+    return "negation" if kind < 0.4 else "contrast"
+
+
 def late_turn(form, scene, rng):
-    """How it comes out in the end, and how it seemed."""
+    """A sentence that says how things seemed to end and how they really end."""
     return fill_mood(form, scene, rng, "well", "lost")
 
 
@@ -125,7 +129,7 @@ def tell_feeling(form, scene, rng):
 
 
 def fill_mood(form, scene, rng, good, bad):
-    """A sentence in which {this} is the word for how it ends and {other} the contrary."""
+    """A form with `good` and `bad` put in: {this} is the word for how the story ends, {other} the contrary."""
     this, other = (good, bad) if scene.happy else (bad, good)
     form = form.replace("{this}", this).replace("{other}", other)
     return fill_form(form, scene, rng)
@@ -137,16 +141,19 @@ def fill_mood(form, scene, rng, good, bad):
 def state(scene, text, rng):
     """(statement, label) about a text: it follows from it ("yes"), contradicts it ("no"), or is left open ("unknown").
 
-    Facts that are told in some texts only can have any label; child, place, animal and colour are always told.
+    A fact that only some texts tell can get any label. Every text tells child, place, animal and colour.
     """
-    told = set(text.replace(".", " ").replace(",", " ").split())
+    # Draw the label. "unknown" needs a fact that the text leaves open.
+    without_signs = text.replace(".", " ").replace(",", " ")
+    told = set(without_signs.split())
     left_open = [fact for fact in STATEMENTS if not told & set(GROUPS[fact])]
-    label = rng.choice(LABELS["follows"] if left_open else ("yes", "no"))
+    possible = LABELS["follows"] if left_open else ("yes", "no")
+    label = rng.choice(possible)
     if label == "unknown":
         fact = rng.choice(left_open)
         return state_word(fact, rng.choice(GROUPS[fact])), label
 
-    # A fact that this text tells and others do not.
+    # Often state a fact that this text tells and other texts do not.
     told_here = [fact for fact in STATEMENTS if getattr(scene, fact) in told]
     if told_here and rng.random() < 0.5:
         fact = rng.choice(told_here)
@@ -156,7 +163,7 @@ def state(scene, text, rng):
             word = getattr(scene, fact)
         return state_word(fact, word), label
 
-    # A fact that every text tells.
+    # Otherwise state a fact that every text tells.
     kind = rng.choice(("who", "where", "animal", "colour"))
     right = claim = state_fact(kind, scene, rng)
     while label == "no" and claim == right:
@@ -170,7 +177,7 @@ def state_word(fact, word):
 
 
 def statements(n, seed, split="train"):
-    """n texts without labels for pre-training an encoder: such a story, and below it statements, true or false."""
+    """n texts without labels, for pre-training an encoder: a story of tell_story, then true and false statements."""
     rng = random.Random(f"statements/{split}/{seed}")
     texts = []
     for _ in range(n):

@@ -1,6 +1,6 @@
 """The words that the toy world is made of, by kind, from lexicon.ini.
 
-No word belongs to two kinds, so that a story can be read back.
+No word belongs to two kinds, so that a story can be parsed.
 """
 
 import configparser
@@ -11,7 +11,7 @@ _FILE.read_string(Path(__file__).with_name("lexicon.ini").read_text(encoding="ut
 
 
 def words(kind):
-    """The list of words of a kind, in the order of the file: what is drawn from a seed depends on it."""
+    """The list of words of a kind, in the order of the file. What is drawn from a seed depends on this order."""
     return _FILE["words"][kind].split()
 
 

@@ -1,10 +1,10 @@
 """Worksheets: a story, and exercises of many kinds about it, each in one of many wordings, with its answer.
 
-Real pre-training text is full of quizzes, school books and lists of questions; from these a model knows many skills
-before anybody tunes it. The world's worksheets give the base the same start: every kind of exercise that the clusters
-of instruction tasks ask for, in other words and other printed forms, never in the chat template. wordings.json has the
-wordings of each kind; none is that of an instruction template, which are kept for tuning and judging. Left out:
-exercises about more than one story, worked solutions.
+Real pre-training text is full of quizzes, school books and lists of questions. From these a model learns many skills
+before it is fine-tuned. The world's worksheets do the same for the base. They have every kind of exercise of the
+instruction tasks, but in other words and other printed forms, and never in the chat template. wordings.json has the
+wordings of each kind. No wording is that of an instruction template, because the templates are for tuning and judging.
+Left out: exercises about more than one story, worked solutions.
 """
 
 import random
@@ -17,19 +17,19 @@ from minift.world import exercises
 from minift.world import lexicon as words
 from minift.world.corpus import TEXT_FORMS
 from minift.world.exercises import look_up, write
-from minift.world.facts import answer_phrase, draw_other, find_word, scene_fields
+from minift.world.facts import answer_phrase, draw_other, find_word, scene_fields, whole_word
 from minift.world.rubric import sentences
 from minift.world.scenes import draw_scene, tell, with_articles
 
 # Kind of exercise -> its wordings, with {fields} of a told scene.
 WORDINGS = read_json(Path(__file__).with_name("wordings.json"))
-# How a sheet is printed. "forms": of a request and its answer; "heads": before
-# the requests and before the answers; "leads" and "tails": a few words before
-# or after a request that say nothing about it, as people write.
+# How a sheet is printed. "forms": one request with its answer; "heads": lines
+# before the requests and before the answers; "leads" and "tails": a few words
+# before or after a request, such as people write, that do not change it.
 SHEET = TEXT_FORMS["worksheet"]
 # These requests end with a text. Words after it would seem to belong to it.
 QUOTING = ("order", "gap", "finish", "next", "rewrite")
-# How much more often than others, because they take more practice.
+# Kind of exercise -> how often it is drawn; 1 for all others. What is harder to learn is drawn more often.
 OFTEN = {
     "is it": 3,
     "either": 2,
@@ -69,7 +69,7 @@ def count_word(scene, fields, rng):
 def first(scene, fields, rng):
     """Which of two words stands first in the story?"""
     kinds = ("name", "place", "animal", "object", "helper", "food")
-    # How the story names it -> where it does so first.
+    # Name in the story -> index of the character where it first stands.
     places = {}
     for kind in kinds:
         name = exercises.name_of(kind, scene)
@@ -98,7 +98,7 @@ def next_sentence(scene, fields, rng):
 
 
 def rewrite(scene, fields, rng):
-    """One or two sentences with another name, animal or colour; None where they do not have the old one."""
+    """One or two sentences with another name, animal or colour; None if they do not have the old one."""
     kind = rng.choice(("name", "animal", "colour"))
     old, new = getattr(scene, kind), draw_other(kind, scene, rng)
     parts = sentences(fields["story"])
@@ -106,8 +106,8 @@ def rewrite(scene, fields, rng):
     text = " ".join(parts[start:start + rng.choice((1, 2))])
     if not find_word(old, text):
         return None
-    changed = re.sub(rf"(?<![\w-]){re.escape(old)}(?![\w-])", new, text)
-    # The article fits the new word: an owl, a fox.
+    changed = re.sub(whole_word(old), new, text)
+    # Make the article fit the new word: an owl, a fox.
     changed = re.sub(rf"\b([Aa])n (?={re.escape(new)}\b)", r"\1 ", changed)
     return {
         "old": old,
@@ -148,7 +148,7 @@ KINDS = {
 
 
 def exercise(kind, scene, story, rng):
-    """(request, answer) of one kind of exercise about a told scene; None where the story does not lend itself."""
+    """(request, answer) of one kind of exercise about a told scene; None if this story has no such exercise."""
     fields = {**scene_fields(scene, story), "time": scene.time}
     found = KINDS[kind](scene, fields, rng)
     if found is None:
@@ -158,12 +158,12 @@ def exercise(kind, scene, story, rng):
 
 
 def worksheet(rng):
-    """A story and then some exercises, each with its answer; or the exercises, the story, and then the answers."""
+    """A worksheet: the story, then exercises with their answers; or exercises, then the story, then the answers."""
     scene = draw_scene(rng)
     story = tell(scene, rng)
     weights = [OFTEN.get(kind, 1) for kind in KINDS]
     drawn = rng.choices(tuple(KINDS), weights, k=6)
-    # All exercises are drawn before the words around them. Another order would draw another text from the seed.
+    # Draw all exercises before the words around them: the text of a seed depends on the order of the draws.
     found = {}
     for kind in dict.fromkeys(drawn):
         pair = exercise(kind, scene, story, rng)
@@ -178,7 +178,7 @@ def worksheet(rng):
 
 
 def wrap_request(kind, request, rng):
-    """Often put a few words before or after a request."""
+    """The request, often with a few words before or after it."""
     lead = tail = ""
     if rng.random() < 0.4:
         lead = rng.choice(SHEET["leads"])

@@ -1,8 +1,9 @@
-"""The gold rubric: what the world's readers like in a story, as a number from 0 to 10. It plays the human judge.
+"""The gold rubric: a score from 0 to 10 for a story. It stands for a human judge.
 
-A story is read back with the lexicon: each sentence, its names and things replaced by their kinds, must be one of the
-world's sentence forms, and the form tells the sentence's role. So a fragment, a babble or a list of wished-for words
-scores low: the rubric asks for a whole and consistent story before it rewards taste. Left out: beauty, surprise.
+A story is parsed with the lexicon. In each sentence, names and things are replaced by their kinds. The result must be
+one of the world's sentence forms, and the form gives the sentence's role. So a fragment, nonsense or a list of the
+requested words scores low: the rubric gives points for taste only to a whole and consistent story. Left out: beauty,
+surprise.
 """
 
 import random
@@ -40,43 +41,43 @@ GROUPS = {
 KINDS = {}
 for _kind, _group in GROUPS.items():
     KINDS.update(dict.fromkeys(_group, _kind))
-# The one thing whose name is a word of the sentence forms as well ("Nobody saw the thief again.").
+# The only thing whose name is also a verb in the sentence forms ("Nobody saw the thief again.").
 VERBS = {"saw"}
 PRONOUNS = {"he": "she", "him": "her", "his": "her", "an": "a"}
 ENDINGS = ("happy", "sad")
 
 
 def sentences(story):
-    """The story's sentences; the last one may lack its full stop (it then matches no form)."""
+    """The story's sentences. The last one may lack its full stop; it then matches no form."""
     parts = re.findall(r'[^.?!]*[.?!]"?|[^.?!]+$', story)
     return [part.strip() for part in parts if part.strip()]
 
 
 def split_words(text):
-    """The words of a text, without its signs."""
+    """The words of a text, without digits and punctuation."""
     return re.findall(r"[A-Za-z][A-Za-z-]*", text)
 
 
 def skeleton(sentence):
-    """The sentence with every word of the lexicon replaced by its kind; pronouns and articles are made alike."""
+    """The sentence with each word of the lexicon replaced by its kind; "he" becomes "she", and "an" becomes "a"."""
     parts = re.findall(r"[A-Za-z][A-Za-z-]*|[^\sA-Za-z]", sentence)
     kinds = []
     for part in parts:
         small = part.lower()
         kinds.append(KINDS.get(part) or PRONOUNS.get(small, small))
-    # A place is the same place with and without its adjective.
+    # Leave out a place's adjective: a sentence has the same form with and without it.
     return " ".join(kind for kind in kinds if kind != "NEAR")
 
 
 def skeletons_of(form):
-    """The skeletons of a form's sentences. Any scene will do to fill it, because its words become kinds."""
+    """The skeletons of a form's sentences. Any scene can fill the form, because its words become kinds."""
     scene = draw_scenes(1, 0)[0]
     filled = fill_form(form, scene, random.Random(0))
     return [skeleton(part) for part in sentences(filled)]
 
 
 def read_roles():
-    """Skeleton -> role, and skeleton of a trouble -> what went wrong, read off the world's own sentence forms."""
+    """(skeleton -> role, skeleton of a trouble -> what went wrong), from the world's sentence forms."""
     roles, troubles = {}, {}
     for role, forms in FORMS.items():
         groups = forms if isinstance(forms, dict) else {None: forms}
@@ -94,21 +95,21 @@ ROLES, TROUBLES = read_roles()
 
 
 def role_of(sentence):
-    """The role of a sentence; None: it is none of this world."""
+    """The role of a sentence; None if it has no form of this world."""
     return ROLES.get(skeleton(sentence))
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the rubric saw in one story."""
+    """The rubric's findings about one story."""
 
     # 0 to 10.
     score: float
-    # The role of each sentence; None: not a sentence of this world.
+    # The role of each sentence, as role_of gives it.
     roles: tuple
-    # Share of the request that the story keeps: child, animal, thing, its colour.
+    # Share of the request that is in the story: child, animal, thing, colour of the thing.
     asked: float
-    # Share of opening, trouble, turn and ending that are there and in order.
+    # Share of opening, trouble, turn and ending that are in their places.
     whole: float
     happy: bool
     kind: bool
@@ -118,9 +119,9 @@ class Judgement:
 
 
 def judge(story, scene):
-    """Read one story written for a request that names the scene's child, animal and thing. Returns a Judgement.
+    """Judge a story written for a request that names the scene's child, animal and thing. Returns a Judgement.
 
-    Taste (a happy ending, a kindness, somebody who speaks) counts only in a whole story.
+    Points for taste (a happy ending, a kindness, somebody who speaks) are given only to a whole story.
     """
     parts = sentences(story)
     roles = tuple(role_of(part) for part in parts)
@@ -141,7 +142,7 @@ def judge(story, scene):
 
 
 def share_of_whole(roles):
-    """The share of: opens with an opening, has a trouble, a turn after it, ends with an ending."""
+    """The share of four conditions: an opening first, a trouble, a turn after it, an ending last."""
     after = ()
     if "trouble" in roles:
         after = roles[roles.index("trouble"):]
@@ -154,9 +155,10 @@ def share_of_whole(roles):
 
 
 def count_faults(parts, roles, scene):
-    """How many sentences are of no known form, said twice, or about somebody else; and faults of the whole.
+    """The number of faults in a story: in its sentences and in the whole.
 
-    Faults of the whole: a second trouble, a second ending, an ending that contradicts the last turn.
+    Faults of sentences: no known form, said before, inconsistent (see is_inconsistent). Faults of the whole: a second
+    trouble, a second ending, an ending that contradicts the last turn.
     """
     faults = roles.count(None) + len(parts) - len(set(parts))
     endings = sum(role in ENDINGS for role in roles)
@@ -165,13 +167,15 @@ def count_faults(parts, roles, scene):
     turns = [role for role in roles if role and ("turn" in role or "late" in role)]
     if turns and roles[-1] in ENDINGS:
         promised = "happy" if "good" in turns[-1] else "sad"
-        faults += promised != roles[-1]
+        if promised != roles[-1]:
+            faults += 1
     place = None
     for part in parts:
         places = places_in(part)
         if places and place is None:
             place = places[0]
-        faults += is_inconsistent(part, places, place, scene)
+        if is_inconsistent(part, places, place, scene):
+            faults += 1
     return faults
 
 
@@ -185,7 +189,10 @@ def places_in(sentence):
 
 
 def is_inconsistent(sentence, places, place, scene):
-    """Is a child, animal, thing, colour, place or pronoun not the story's own? place: the first that it named."""
+    """Does the sentence name a child, animal, thing, colour, place or pronoun that is not the story's?
+
+    places: those that the sentence names. place: the first one that the story named.
+    """
     found = split_words(sentence)
     own = {
         "NAME": {scene.name},

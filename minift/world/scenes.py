@@ -1,9 +1,9 @@
 """The embedded toy world: small scenes, drawn from a seed and told as children's stories.
 
 A scene is what happens in one story: who, where, with which animal and which coloured thing, what goes wrong and how
-it ends. A telling is a scene in words. It is a row of sentences, each with a role (opening, thing, trouble, turn,
-ending); sentences.json holds several forms for each role. Names, places and things come back later in a story, so it
-pays to copy from the context. Left out: two children in one story, time that passes, causes and plans.
+it ends. A telling is a scene in words. It is a sequence of sentences, each with a role (opening, thing, trouble, turn,
+ending); sentences.json holds several forms for each role. Names, places and things are repeated later in a story, so a
+model learns to copy from the context. Left out: two children in one story, time that passes, causes and plans.
 """
 
 import random
@@ -22,7 +22,7 @@ TROUBLES = tuple(FORMS["trouble"])
 PRONOUNS = {
     True: {"she": "she", "She": "She", "her": "her", "hers": "her"},
     False: {"she": "he", "She": "He", "her": "him", "hers": "his"}}
-# What each sentence chooses anew, whatever the scene.
+# Words that are no part of the scene: they are drawn anew for each sentence.
 SMALL_WORDS = {
     "plant": words.PLANTS,
     "character": words.CHARACTERS,
@@ -54,7 +54,7 @@ class Scene:
     make: str
     # A key of FORMS["trouble"].
     trouble: str
-    # How it ends.
+    # True: a happy ending; False: a sad one.
     happy: bool
     # A late turn of events reverses what the first turn promised.
     late: bool
@@ -69,6 +69,11 @@ class Scene:
         return f"{self.colour} {self.object}"
 
     @property
+    def mood(self):
+        """How it ends: "happy" or "sad"."""
+        return "happy" if self.happy else "sad"
+
+    @property
     def trouble_text(self):
         """What went wrong, as a clause: "the kite broke"."""
         return self.trouble.format(
@@ -77,11 +82,13 @@ class Scene:
 
 def draw_scene(rng):
     """One scene. rng: random.Random. Half of the scenes end happily; kindness and speech occur in two of five."""
+    # First draw the fields that other fields depend on.
     girl = rng.random() < 0.5
     adjective = ""
     if rng.random() < 0.4:
         adjective = rng.choice(words.PLACE_ADJECTIVES) + " "
     names = words.GIRLS if girl else words.BOYS
+    # Then the rest, in this order: the scene of a seed depends on it.
     return Scene(
         name=rng.choice(names),
         girl=girl,
@@ -103,13 +110,13 @@ def draw_scene(rng):
 
 
 def draw_scenes(n, seed, split="train"):
-    """n scenes from a seed. Different splits ("train", "valid", "test") draw from streams that do not meet."""
+    """n scenes from a seed. Each split ("train", "valid", "test") has a random stream of its own."""
     rng = random.Random(f"{split}/{seed}")
     return [draw_scene(rng) for _ in range(n)]
 
 
 def fill_form(form, scene, rng):
-    """One sentence: the form with the scene's facts, and with small words (a feeling, a plant) that are drawn anew."""
+    """The form filled with the scene's facts, and with SMALL_WORDS (a feeling, a plant) that are drawn anew."""
     drawn = {kind: rng.choice(group) for kind, group in SMALL_WORDS.items()}
     text = form.format(
         **vars(scene),
@@ -120,7 +127,7 @@ def fill_form(form, scene, rng):
 
 
 def fill_forms(forms, scene, rng):
-    """Several sentences, one after the other."""
+    """The forms, filled one after the other, as one text."""
     return " ".join(fill_form(form, scene, rng) for form in forms)
 
 
@@ -130,7 +137,7 @@ def with_articles(text):
 
 
 def tell(scene, rng):
-    """The scene as a story: one paragraph of about seven sentences, never twice the same."""
+    """The scene as a story: one paragraph of about seven sentences, drawn anew at each call."""
     # A late turn reverses the first one.
     good_first = scene.happy != scene.late
     turns = FORMS["good turn" if good_first else "bad turn"]
@@ -148,5 +155,5 @@ def tell(scene, rng):
         forms.append(rng.choice(FORMS["kindness"]))
     if scene.speech:
         forms.append(rng.choice(FORMS["speech"]))
-    forms.append(rng.choice(FORMS["happy" if scene.happy else "sad"]))
+    forms.append(rng.choice(FORMS[scene.mood]))
     return fill_forms(forms, scene, rng)

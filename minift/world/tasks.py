@@ -1,7 +1,8 @@
 """Labelled examples of many tasks about the world's scenes: fields that templates turn into instructions.
 
-A task draws an exercise about a scene and tells the story for it. Yes and no are equally likely, and so are both
-places of the right option. The templates are in data/instructions/templates.json. Left out: tasks without a story.
+A task draws an exercise about a scene and tells the story for it. Yes and no are equally likely. The right option is
+equally often the first and the second. The templates are in data/instructions/templates.json. Left out: tasks without
+a story.
 """
 
 import random
@@ -16,7 +17,7 @@ from minift.world.facts import answer_phrase, draw_other, find_word, scene_field
 from minift.world.rubric import VERBS, role_of, sentences
 from minift.world.scenes import draw_scenes, tell, with_articles
 
-# What is counted -> the numbers that are asked for, each equally likely.
+# What is counted -> the right numbers, each equally likely.
 COUNTS = {
     "sentences": (5, 6, 7, 8, 9),
     "name": (2, 3, 4, 5),
@@ -27,7 +28,7 @@ PAIRS = (
     ("animal", "place"),
     ("object", "helper"),
     ("helper", "food"))
-# Role of a sentence, a part of its text, the event as a clause.
+# (role of a sentence, a part of its text, its event as a clause).
 EVENTS = (
     ("detail", " met the ", "they met the {helper}"),
     ("detail", " ate some ", "they ate some {food}"),
@@ -39,7 +40,7 @@ EVENTS = (
     ("kindness", " shared ", "{name} shared some {food}"),
     ("kindness", " helped ", "{name} helped the {helper}"),
     ("kindness", " gave ", "{name} gave the {animal} some {food}"))
-# Sentences of a text that is to be rewritten. The third at the latest names the thing.
+# How many sentences are to be rewritten. One of the first three names the thing.
 PASSAGE = 3
 REQUEST = "Write a story about {name}, {an_animal} and {a_thing}."
 # Label of a line -> the field that it states.
@@ -52,7 +53,7 @@ FACT_LINES = {
     "end": "mood"}
 
 
-# ---- tasks: (scene, rng) -> fields; "answer" is what is to be answered ----
+# ---- tasks: (scene, rng) -> fields; "answer" is the right answer ----
 
 
 def about_story(exercise):
@@ -77,14 +78,14 @@ def either(kind, scene, rng):
 
 
 def somebody_speaks(scene, rng):
-    """Yes and no are equally likely here; two of five stories of the world have speech."""
+    """Does somebody speak? Half of the stories are told with speech; in the world's own stories it is two of five."""
     speech = rng.random() < 0.5
     fields = tell_fields(replace(scene, speech=speech), rng)
     return {**fields, "answer": yes_no(speech)}
 
 
 def feeling(scene, rng):
-    """The word for what the child felt in the end. Endings that do not say it are told anew."""
+    """The word for what the child felt in the end. The scene is told again until its ending has such a word."""
     def says_it(story, fields):
         return exercises.feelings_at_the_end(story)
 
@@ -105,7 +106,7 @@ def count(what, scene, rng):
 
 
 def event_of(sentence):
-    """The event that a sentence tells, as a form for a clause; None if it tells none."""
+    """The event of a sentence, as a form for a clause; None if the sentence tells no event."""
     own = role_of(sentence)
     for role, part, clause in EVENTS:
         if role == own and part in sentence:
@@ -152,7 +153,10 @@ def first_named(scene, rng):
 
 
 def change(kind, scene, rng):
-    """The beginning of the story with another name, animal or colour: two scenes told with the same choices."""
+    """Rewrite the beginning of the story with another name, animal or colour.
+
+    Two versions of the scene are told with the same random choices, so that they differ in nothing else.
+    """
     seed, new = rng.random(), draw_other(kind, scene, rng)
     old = getattr(scene, kind)
     stories = [
@@ -171,7 +175,7 @@ def change(kind, scene, rng):
 
 
 def missing_word(scene, fields, rng):
-    """A story with ___ for a word that it also has before the gap."""
+    """The story with ___ in the place of a word that stands before the gap as well."""
     repeated = []
     for kind in ("name", "animal", "object", "colour"):
         found = find_word(fields[kind], fields["story"])[1:]
@@ -245,9 +249,9 @@ for _cluster, _tasks in CLUSTERS.items():
 
 
 def world_rows(n, seed, split="train", tasks=tuple(TASKS)):
-    """n labelled rows {"task", "cluster", "fields", "id"}, the tasks in turn, each about a scene of its own.
+    """n labelled rows {"task", "cluster", "fields", "id"}, each about a different scene. The tasks take turns.
 
-    seed: other seeds, other scenes; no scene is in two splits. Raises MiniftError for a task that there is not.
+    Each seed and each split draws other scenes. Raises MiniftError for an unknown task, or for none.
     """
     known = f"there are {', '.join(TASKS)}"
     if not tasks:

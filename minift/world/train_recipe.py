@@ -1,6 +1,6 @@
 """Train a checkpoint of the repository by its recipe, and write its log and manifest beside it.
 
-The manifest says how the checkpoint was made and what came out: command, settings, tokens, losses, versions and the
+The manifest records how the checkpoint was made and what came out: command, settings, tokens, losses, versions and the
 sha256 of each file. Left out: training on several processes.
 """
 
@@ -24,10 +24,10 @@ def train_by_recipe(out, recipe, model, tokenizer, phases, loss_fn, evaluate, pr
     """Train by a recipe; write the model, log.jsonl and manifest.json to the folder `out`. Returns the manifest.
 
     phases: (batches, {"steps", "lr", "warmup"}), one after the other, each with its own optimizer and schedule.
-    facts: what else the manifest states.
+    facts: further entries of the manifest.
     """
     start, out = time.time(), Path(out)
-    # One history for all phases, its steps counted on.
+    # Train each phase. All phases have one history, in which the steps are counted on.
     history = []
     for batches, settings in phases:
         rows = train(
@@ -44,6 +44,7 @@ def train_by_recipe(out, recipe, model, tokenizer, phases, loss_fn, evaluate, pr
         before = len(history)
         history += [{**row, "step": row["step"] + before} for row in rows]
 
+    # Write the model, its log, and a manifest that describes them.
     save_model(model.eval(), tokenizer, out)
     write_log(history, out / "log.jsonl")
     last = history[-1].items()
