@@ -1,4 +1,4 @@
-"""The README, the pages beside it and the lessons' prose: short, true to the committed numbers; paths and links exist."""
+"""The README, the pages beside it, the lessons' prose: short, with the committed numbers; paths and links exist."""
 
 import json
 import re
@@ -86,7 +86,8 @@ def named_paths(text):
 
 def test_paths_are_found_in_prose():
     """Between backticks only, whole commands too; what is written elsewhere, or lies in runs/, is not asked for."""
-    text = "data/a `data/b` and `python data/c.py runs/d`; `x/data/e`, `lessons/f.py:g`\n```\n`data/h`\n```\n`tests/*.py`"
+    text = ("data/a `data/b` and `python data/c.py runs/d`; `x/data/e`, `lessons/f.py:g`\n"
+            "```\n`data/h`\n```\n`tests/*.py`")
     assert named_paths(text) == ["data/b", "data/c.py", "lessons/f.py", "tests/*.py"]
 
 
@@ -108,15 +109,30 @@ def test_commands_of_the_pages_are_commands(path):
 
 
 def test_the_picture_has_the_numbers_of_the_three_seeds():
-    """Each box is filled from data/tour/seeds.json, and says what the page's table says."""
+    """Each box is filled from data/tour/seeds.json, says what the page's table says, and is on an arrow."""
     means = {name: row["mean"] for name, row in read_json("tour/seeds.json")["summary"].items()}
     said = {name: arc.describe(name, means) for name in arc.BOXES}
     assert None not in said.values() and arc.describe("ppo", {}) is None
     trained, gained = means["lora_share_trained"], means["lora_share_of_gain"]
     assert said["lora"] == f"{trained:.0%} of the parameters,\n{gained:.0%} of the gain"
     assert f"{means['win_rate_ppo']:.0%}" in said["ppo"] and f"{means['win_rate_dpo']:.0%}" in said["dpo"]
-    linked = {name for pair in arc.ARROWS for name in pair}
-    assert set(arc.COLOURS) == set(arc.BOXES) == linked | {"encoder", "clusters"}
+    table = {row[1]: row[2] for row in rows_of(read(DATA), "stage")}
+    before, after = re.sub(r" ± [\d.]+", "", table["perplexity of the new domain, before → after"]).split(" → ")
+    assert said["continued"].endswith(f"{before} → {after}")
+    few = table["topics right with 16 labels: frozen encoder, from scratch"].split(" ± ")[0]
+    assert f"16 labels:\n{few}% of" in said["classifier"]
+    arrows = {name for pair in arc.ARROWS for name in pair}
+    assert set(arc.COLOURS) == set(arc.BOXES) == arrows
+    assert {end for _, end in arc.ARROWS} == arrows - {"text"}, "a box with no arrow to it"
+
+
+def test_the_pictures_text_can_be_read():
+    """White on each box's colour has the contrast that WCAG asks for, 4.5, and no box lies on another."""
+    for colour in arc.COLOURS.values():
+        parts = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        assert 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) >= 4.5, colour
+    assert len({place for place, _, _ in arc.BOXES.values()}) == len(arc.BOXES)
 
 
 def spread(found, digits=0, percent=False):

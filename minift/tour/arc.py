@@ -1,4 +1,4 @@
-"""The whole journey in one drawing: a box for each stage, with what it changed; the tour's overview.
+"""The whole tour in one picture: a box for each stage, with what it changed.
 
 The README's picture shows the committed means over seeds:
 python -c "from minift.tour.arc import draw_means; draw_means('data/tour/seeds.json', 'data/tour/arc.png')"
@@ -9,30 +9,34 @@ from minift.show import figure, save
 
 # Stage -> the box: its place (column, row), its title, and what it shows of the measures. {x:.0%} is filled in.
 BOXES = {
-    "base": ((0, 0), "Pre-training", "unread stories,\nperplexity {base_perplexity:.2f}"),
-    "continued": (
-        (1, 0), "Continued pre-training", "a new domain,\nperplexity {new_perplexity_before:,.0f}"
-                                           " → {new_perplexity:.1f}"),
-    "lora": ((2, 0), "LoRA", "{lora_share_trained:.0%} of the parameters,\n{lora_share_of_gain:.0%} of the gain"),
-    "sft": ((0, 1), "Instruction tuning (SFT)", "exact answers:\n{exact_match_before:.0%} → {exact_match:.0%}"),
-    "preferences": ((1, 1), "Preferences", "annotators agree with\nthe gold order: {annotator_agreement:.0%}"),
-    "reward": ((2, 1), "Reward model", "held-out pairs\nin gold order: {reward_accuracy_gold:.0%}"),
-    "ppo": ((3, 1), "PPO", "wins against SFT:\n{win_rate_ppo:.0%}"),
-    "dpo": ((3, 2), "DPO", "wins against SFT:\n{win_rate_dpo:.0%}"),
-    "clusters": (
-        (0, 2), "Withheld task cluster", "tuned on all others:\n{withheld_exact_match_before:.0%} → "
-                                         "{withheld_exact_match_after:.0%} exact"),
+    "text": ((0, 0), "Text of a toy world", "stories, dialogues,\nquizzes"),
     "encoder": (
-        (3, 0), "Encoder (BERT)", "hidden tokens found: {masked_accuracy:.0%}\n(by a bigram: "
-                                  "{bigram_accuracy:.0%})")}
+        (1, 0), "Encoder (BERT)", "hidden tokens found: {masked_accuracy:.0%}\n(by a bigram: {bigram_accuracy:.0%})"),
+    "classifier": (
+        (2, 0), "Classifier", "frozen encoder, 16 labels:\n{probe_accuracy_16:.0%} of the topics right"),
+    "base": ((0, 1), "Pre-training", "unread stories,\nperplexity {base_perplexity:.2f}"),
+    "continued": (
+        (1, 1), "Continued pre-training", "new domain, perplexity\n{new_perplexity_before:,.0f}"
+                                           " → {new_perplexity:.2f}"),
+    "lora": ((2, 1), "LoRA", "{lora_share_trained:.0%} of the parameters,\n{lora_share_of_gain:.0%} of the gain"),
+    "sft": ((1, 2), "Instruction tuning (SFT)", "exact answers:\n{exact_match_before:.0%} → {exact_match:.0%}"),
+    "preferences": ((2, 2), "Preferences", "annotators agree with\nthe gold order: {annotator_agreement:.0%}"),
+    "reward": ((3, 2), "Reward model", "held-out pairs\nin gold order: {reward_accuracy_gold:.0%}"),
+    "clusters": (
+        (1, 3), "Withheld task cluster", "tuned on all others, exact:\n{withheld_exact_match_before:.0%} → "
+                                         "{withheld_exact_match_after:.0%}"),
+    "dpo": ((2, 3), "DPO", "wins against SFT:\n{win_rate_dpo:.0%}"),
+    "ppo": ((3, 3), "PPO", "wins against SFT:\n{win_rate_ppo:.0%}")}
 # Which stage needs the result of which.
 ARROWS = [
-    ("base", "continued"), ("continued", "lora"), ("base", "sft"), ("sft", "preferences"),
-    ("preferences", "reward"), ("reward", "ppo"), ("preferences", "dpo")]
+    ("text", "encoder"), ("encoder", "classifier"), ("text", "base"), ("base", "continued"), ("continued", "lora"),
+    ("base", "sft"), ("base", "clusters"), ("sft", "preferences"), ("preferences", "reward"), ("preferences", "dpo"),
+    ("reward", "ppo")]
 COLOURS = {
-    "base": "#4a5568", "continued": "#4a5568", "lora": "#4a5568", "encoder": "#6b46c1", "sft": "#00694d",
-    "clusters": "#00694d", "preferences": "#b7791f", "reward": "#b7791f", "ppo": "#c05621", "dpo": "#c05621"}
-WIDTH, HEIGHT, STEP_X, STEP_Y = 2.1, 1.05, 2.75, 1.6
+    "text": "#1a202c", "encoder": "#6b46c1", "classifier": "#6b46c1", "base": "#4a5568", "continued": "#4a5568",
+    "lora": "#4a5568", "sft": "#00694d", "clusters": "#00694d", "preferences": "#975a16", "reward": "#975a16",
+    "dpo": "#c05621", "ppo": "#c05621"}
+WIDTH, HEIGHT, STEP_X, STEP_Y = 2.3, 1.05, 2.8, 1.5
 
 
 def describe(name, measures):
@@ -45,10 +49,10 @@ def describe(name, measures):
 
 def draw_arc(path, measures):
     """Draw the boxes and arrows of the tour into the file `path`. measures: name -> number, of the stages that ran."""
-    fig, axis = figure(width=11, height=5.4)
+    fig, axis = figure(width=11, height=5.7)
     axis.set_axis_off()
     axis.set_xlim(-0.05, 3 * STEP_X + WIDTH + 0.05)
-    axis.set_ylim(-2 * STEP_Y - 0.05, HEIGHT + 0.05)
+    axis.set_ylim(-3 * STEP_Y - 0.05, HEIGHT + 0.05)
     for start, end in ARROWS:
         draw_arrow(axis, start, end)
     for name in BOXES:
