@@ -16,15 +16,15 @@ BOXES = {
         (2, 0), "Classifier", "frozen encoder, 16 labels:\n{probe_accuracy_16:.0%} of the topics right"),
     "base": ((0, 1), "Pre-training", "unread stories,\nperplexity {base_perplexity:.2f}"),
     "continued": (
-        (1, 1), "Continued pre-training", "new domain, perplexity\n{new_perplexity_before:,.0f}"
-                                           " → {new_perplexity:.2f}"),
+        (1, 1), "Continued pre-training",
+        "new domain, perplexity\n{new_perplexity_before:,.0f} → {new_perplexity:.2f}"),
     "lora": ((2, 1), "LoRA", "{lora_share_trained:.0%} of the parameters,\n{lora_share_of_gain:.0%} of the gain"),
     "sft": ((1, 2), "Instruction tuning (SFT)", "exact answers:\n{exact_match_before:.0%} → {exact_match:.0%}"),
     "preferences": ((2, 2), "Preferences", "annotators agree with\nthe gold order: {annotator_agreement:.0%}"),
     "reward": ((3, 2), "Reward model", "held-out pairs\nin gold order: {reward_accuracy_gold:.0%}"),
     "clusters": (
-        (1, 3), "Withheld task cluster", "tuned on all others, exact:\n{withheld_exact_match_before:.0%} → "
-                                         "{withheld_exact_match_after:.0%}"),
+        (1, 3), "Withheld task cluster",
+        "tuned on all others, exact:\n{withheld_exact_match_before:.0%} → {withheld_exact_match_after:.0%}"),
     "dpo": ((2, 3), "DPO", "wins against SFT:\n{win_rate_dpo:.0%}"),
     "ppo": ((3, 3), "PPO", "wins against SFT:\n{win_rate_ppo:.0%}")}
 # Which stage needs the result of which.
@@ -51,8 +51,7 @@ def draw_arc(path, measures):
     """Draw the boxes and arrows of the tour into the file `path`. measures: name -> number, of the stages that ran."""
     fig, axis = figure(width=11, height=5.7)
     axis.set_axis_off()
-    axis.set_xlim(-0.05, 3 * STEP_X + WIDTH + 0.05)
-    axis.set_ylim(-3 * STEP_Y - 0.05, HEIGHT + 0.05)
+    axis.set(xlim=(-0.05, 3 * STEP_X + WIDTH + 0.05), ylim=(-3 * STEP_Y - 0.05, HEIGHT + 0.05))
     for start, end in ARROWS:
         draw_arrow(axis, start, end)
     for name in BOXES:
@@ -74,24 +73,18 @@ def draw_box(axis, name, text):
         FancyBboxPatch(
             (x, y), WIDTH, HEIGHT, boxstyle="round,pad=0,rounding_size=0.08",
             facecolor=COLOURS[name], edgecolor="none"))
-    axis.text(
-        x + WIDTH / 2, y + 0.78 * HEIGHT, BOXES[name][1], ha="center", va="center", color="white", fontsize=11,
-        weight="bold")
-    axis.text(
-        x + WIDTH / 2, y + 0.34 * HEIGHT, text or "not measured", ha="center", va="center", color="white",
-        fontsize=10.5, linespacing=1.35)
+    style = {"ha": "center", "va": "center", "color": "white"}
+    axis.text(x + WIDTH / 2, y + 0.78 * HEIGHT, BOXES[name][1], fontsize=11, weight="bold", **style)
+    axis.text(x + WIDTH / 2, y + 0.34 * HEIGHT, text or "not measured", fontsize=10.5, linespacing=1.35, **style)
 
 
 def draw_arrow(axis, start, end):
     """From one box to the next: to the right, down, or down and then to the right."""
     (x, y), (to_x, to_y) = corner(start), corner(end)
     style = {"arrowstyle": "-|>", "color": "#333333", "linewidth": 1.6, "shrinkA": 0, "shrinkB": 2}
-    if y == to_y:
-        tail, head = (x + WIDTH, y + HEIGHT / 2), (to_x, to_y + HEIGHT / 2)
-    elif x == to_x:
-        tail, head = (x + WIDTH / 2, y), (to_x + WIDTH / 2, to_y + HEIGHT)
-    else:
-        tail, head = (x + WIDTH / 2, y), (to_x, to_y + HEIGHT / 2)
+    tail = (x + WIDTH, y + HEIGHT / 2) if y == to_y else (x + WIDTH / 2, y)
+    head = (to_x + WIDTH / 2, to_y + HEIGHT) if x == to_x else (to_x, to_y + HEIGHT / 2)
+    if x != to_x and y != to_y:
         style["connectionstyle"] = "angle,angleA=-90,angleB=180,rad=6"
     axis.annotate("", xy=head, xytext=tail, arrowprops=style)
 
