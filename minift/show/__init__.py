@@ -1,4 +1,4 @@
-"""What the lessons and the tour look with: source code, tokens coloured by what is learned, and the pictures.
+"""What the lessons and the tour display: source code, tokens coloured by what is learned, and pictures.
 
 Left out: syntax colouring.
 """
@@ -33,15 +33,18 @@ __all__ = [
 
 # Learned tokens are bold green, others grey.
 ANSI = {True: "\x1b[1;32m", False: "\x1b[90m"}
-# For viewers that strip styles.
+# HTML tags that show the state even where a viewer ignores styles.
 TAGS = {"learned": "b", "not learned": "span", "padding": "s"}
 CSS = {"learned": "background: #00694d; color: #fff", "not learned": "opacity: 0.75", "padding": "opacity: 0.45"}
 BOXES = {
     "learned": {"facecolor": "#00694d", "edgecolor": "white"},
     "not learned": {"facecolor": "#dedede", "edgecolor": "white"},
     "padding": {"facecolor": "white", "edgecolor": "#999999", "linestyle": ":"}}
-INK = {"learned": "white", "not learned": "#222222", "padding": "#808080"}
-# The width of one character, in font sizes.
+FONTS = {
+    "learned": {"color": "white", "weight": "bold"},
+    "not learned": {"color": "#222222"},
+    "padding": {"color": "#808080"}}
+# The width of one character of MONO, as a multiple of the font size.
 MONO_WIDTH = 0.602
 
 
@@ -50,7 +53,7 @@ MONO_WIDTH = 0.602
 
 @dataclass(frozen=True)
 class Source:
-    """Source code and where it stands; `print` it, or let a notebook show it with line numbers."""
+    """Source code and its place; `print` it, or let a notebook show it with line numbers."""
 
     text: str
     file: str
@@ -72,23 +75,28 @@ class Source:
 
 
 def source(obj):
-    """The source of a function, class or module, as a Source. Raises MiniftError where there is none to show."""
+    """The source of a function, class or module, as a Source. Raises MiniftError if there is none to show."""
     try:
         lines, first = inspect.getsourcelines(obj)
-        file, module = Path(inspect.getsourcefile(inspect.unwrap(obj))), inspect.getmodule(obj)
+        file = Path(inspect.getsourcefile(inspect.unwrap(obj)))
+        module = inspect.getmodule(obj)
     except (OSError, TypeError) as error:
         raise MiniftError(f"there is no Python source to show for {obj!r}; give a function, class or module") from error
-    depth = (module.__name__.count(".") if module else 0) + 1 + (file.stem == "__init__")
-    return Source(textwrap.dedent("".join(lines)).rstrip("\n"), "/".join(file.parts[-depth:]), max(first, 1))
+    # Show the part of the path that belongs to the package.
+    depth = module.__name__.count(".") + 1 if module else 1
+    if file.stem == "__init__":
+        depth += 1
+    text = textwrap.dedent("".join(lines))
+    return Source(text.rstrip("\n"), "/".join(file.parts[-depth:]), max(first, 1))
 
 
 # ---- tokens ----
 
 
 class Tokens:
-    """One sequence with its mask, to see what is learned before training on it.
+    """One sequence with its mask, to see before training which tokens are learned.
 
-    input_ids, mask: (T,), lists or tensors. Printed, learned tokens are bold green and the others grey; where the
+    input_ids, mask: (T,), lists or tensors. `print` shows learned tokens in bold green and the others in grey. If the
     environment sets NO_COLOR, learned text is put in «guillemets» instead. A notebook also shows the tokens' borders.
     """
 
@@ -113,29 +121,34 @@ class Tokens:
 
 
 def draw_tokens(ax, tokenizer, rows, masks, width=90, title=None):
-    """Draw sequences as lines of boxes, one a token, coloured by whether it is learned.
+    """Draw sequences as lines of boxes: one box for each token, coloured by whether the token is learned.
 
-    rows, masks: (T,) each, of any lengths; an id that is pad_id and not learned counts as padding. width: characters a
-    line. A figure that holds nothing else gets the height (and, if too narrow to read, the width) that the text needs.
+    rows, masks: sequences of any lengths, each (T,). An id that is pad_id and not learned counts as padding. width:
+    characters in a line. A figure with no other axes gets the height that the text needs, and the width too if it is
+    too narrow to read. Raises MiniftError for bad masks.
     """
     if not len(rows) or len(rows) != len(masks):
         raise MiniftError(f"draw_tokens needs a mask for each sequence; got {len(rows)} sequences, {len(masks)} masks")
+    # Place the tokens of each sequence on lines, below the sequence before it.
     boxes, top = [], 0
     for row, mask in zip(rows, masks, strict=True):
         tokens = marked(tokenizer, row, mask)
-        places = list(place([drawable(readable(data)) for data, _ in tokens], width))
+        texts = [drawable(readable(data)) for data, _ in tokens]
+        places = list(place(texts, width))
         boxes += [(top + line, column, text, tokens[index][1]) for line, column, text, index in places]
         top += 1.5 + max((line for line, *_ in places), default=0)
+    # Draw the legend first, because it takes room from the axes.
     from matplotlib.patches import Patch, Rectangle
+    handles = [Patch(label=state, **box) for state, box in BOXES.items()]
     ax.legend(
-        handles=[Patch(label=state, **box) for state, box in BOXES.items()], loc="lower left", ncols=3,
-        bbox_to_anchor=(0, 1), frameon=False, borderaxespad=0.2, title=plain(title or ""), alignment="left")
+        handles=handles, loc="lower left", ncols=3, bbox_to_anchor=(0, 1), frameon=False, borderaxespad=0.2,
+        title=plain(title or ""), alignment="left")
+    # Draw the boxes in a font that fits.
     size = fit(ax, width, top)
     for line, column, text, state in boxes:
         ax.add_patch(Rectangle((column, line + 0.08), len(text), 0.84, linewidth=0.8, **BOXES[state]))
         ax.text(
-            column, line + 0.66, text, color=INK[state], fontsize=size, family=MONO, in_layout=False,
-            weight="bold" if state == "learned" else "normal", parse_math=False)
+            column, line + 0.66, text, fontsize=size, family=MONO, in_layout=False, parse_math=False, **FONTS[state])
 
 
 def marked(tokenizer, input_ids, mask):
@@ -148,9 +161,12 @@ def marked(tokenizer, input_ids, mask):
     if any(value not in (0, 1) for value in mask):
         raise MiniftError("a mask holds True and False only; for labels, give labels != -100")
     pad_id = tokenizer.pad_id if "<pad>" in tokenizer.special else None
-    return [
-        (tokenizer.token_bytes(int(i)), "learned" if learned else "padding" if i == pad_id else "not learned")
-        for i, learned in zip(ids, mask, strict=True)]
+    tokens = []
+    for i, learned in zip(ids, mask):
+        not_learned = "padding" if i == pad_id else "not learned"
+        state = "learned" if learned else not_learned
+        tokens.append((tokenizer.token_bytes(int(i)), state))
+    return tokens
 
 
 def flat(values, what):
@@ -162,14 +178,15 @@ def flat(values, what):
 
 
 def readable(data):
-    """The text of tokens' bytes: a newline ends in a ¶, a part of a character is shown as its bytes (\\xe2\\x82)."""
-    return "¶\n".join(visible(line) for line in data.decode("utf-8", errors="backslashreplace").split("\n"))
+    """The text of tokens' bytes: ¶ marks a newline, and incomplete characters appear as their bytes (\\xe2\\x82)."""
+    text = data.decode("utf-8", errors="backslashreplace")
+    return "¶\n".join(visible(line) for line in text.split("\n"))
 
 
 def place(texts, width):
-    """Where the tokens go on lines of `width` characters: (line, column, text, index of the token).
+    """Yield (line, column, text, index of the token) for tokens on lines of `width` characters.
 
-    A token that does not fit goes to the next line; one that is longer than a line is cut; a newline ends its line.
+    A token that does not fit goes to the next line. A token that is longer than a line is cut. A newline ends its line.
     """
     line = column = 0
     for index, text in enumerate(texts):
@@ -186,14 +203,17 @@ def place(texts, width):
 
 
 def fit(ax, width, n_lines, smallest=8.5, largest=13):
-    """Set the axes to n_lines of `width` characters; return the font size (points) at which the text fits its boxes."""
+    """Set the axes to n_lines of `width` characters; return the font size in points at which the text fits its boxes.
+
+    smallest, largest: font sizes in points.
+    """
     ax.axis("off")
     fig, alone = ax.figure, len(ax.figure.axes) == 1
     if alone:
         fig.set_figwidth(max(fig.get_figwidth(), (width * MONO_WIDTH * smallest + 20) / 72))
-    # Lays the axes out, so that their size is known.
+    # Lay the axes out, so that their size is known.
     fig.draw_without_rendering()
-    # The distance in points.
+    # The size of the axes in points.
     across, down = ax.get_window_extent().size / fig.dpi * 72
     size = min(largest, across / (width * MONO_WIDTH))
     if alone:

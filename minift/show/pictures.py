@@ -1,8 +1,8 @@
 """Pictures for lessons and reports: curves, bars, reliability diagrams and attention maps, drawn with matplotlib.
 
-They use matplotlib's objects, never pyplot: no window, no display, no global state. The colours are Okabe and Ito's
-(2008, "Color Universal Design"), which colour-blind people tell apart, and the lines differ in style too, for print.
-Text is drawn as it is: "$" starts no formula. Left out: anything that moves.
+They use matplotlib's objects, never pyplot: no window, no display, no global state. The colours are those of Okabe and
+Ito (2008, "Color Universal Design"), which colour-blind people can distinguish. The lines also differ in style, for
+print without colours. Text is drawn as it is: "$" starts no formula. Left out: animation and interaction.
 """
 
 import sys
@@ -18,14 +18,15 @@ from minift.errors import MiniftError
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")  # 4 styles and 7 colours make 28 different lines
-# Comes with matplotlib.
+# A font that comes with matplotlib.
 MONO = "DejaVu Sans Mono"
 
 
 def figure(rows=1, columns=1, *, width=None, height=None):
-    """A new figure and its axes: (fig, ax), or (fig, array of axes) for several. width, height: of all, in inches.
+    """A new figure and its axes: (fig, ax), or (fig, array of axes) for several.
 
-    A notebook shows the figure where it ends a cell; `save` writes it.
+    width, height: of the whole figure, in inches. A notebook shows the figure if it is the last value of a cell; `save`
+    writes it to a file.
     """
     from matplotlib.figure import Figure
     size = (width or (6.2 if columns == 1 else 4.6 * columns), height or 3.7 * rows)
@@ -41,8 +42,11 @@ def image_bytes(fig, kind):
 
 
 def save(fig, path):
-    """Write a figure atomically; the name's ending decides the format (.png, .svg, .pdf). pyplot forgets the figure."""
-    # Here, because it imports torch.
+    """Write a figure atomically. The file name ends in .png, .svg or .pdf; MiniftError for any other ending.
+
+    A figure that pyplot made is closed.
+    """
+    # This import is here, because it imports torch.
     from minift.core.files import write_bytes
     kind = Path(path).suffix[1:].lower()
     if kind not in ("png", "svg", "pdf"):
@@ -53,7 +57,7 @@ def save(fig, path):
 
 
 def share_legend(fig, axes, columns):
-    """One legend below all pictures, in place of one in each, where it would hide something."""
+    """Replace the legends in all axes, where they could hide something, by one legend below them."""
     handles = axes[-1].get_legend_handles_labels()
     for ax in axes:
         ax.get_legend().remove()
@@ -61,10 +65,10 @@ def share_legend(fig, axes, columns):
 
 
 def curves(ax, series, *, xlabel, ylabel, title=None, log=False):
-    """One line for each label. series: {label: (x, y) or (x, y, low, high)}; low and high bound a band.
+    """Draw one line for each label. series: {label: (x, y) or (x, y, low, high)}; low and high bound a band.
 
-    Lists or tensors; None and NaN leave a gap. log: a logarithmic y axis. A single curve is named by
-    the y axis, several by a legend.
+    x, y, low, high: lists or tensors (n,); None and NaN leave a gap. log: a logarithmic y axis. Several curves get a
+    legend; a single one needs only the label of the y axis. Raises MiniftError for values that cannot be drawn.
     """
     # Draw each line, and its band if it has one.
     for i, (label, parts) in enumerate(series.items()):
@@ -73,13 +77,13 @@ def curves(ax, series, *, xlabel, ylabel, title=None, log=False):
             raise MiniftError(
                 f"curve {label!r} needs x and y (and perhaps low and high) of one length; "
                 f"got shapes {[array.shape for array in arrays]}")
-        colour = COLOURS[i % len(COLOURS)]
+        colour, marker = COLOURS[i % len(COLOURS)], "o" if len(x) <= 12 else None
         ax.plot(
-            x, y, color=colour, linestyle=STYLES[i % len(STYLES)], linewidth=1.8, markersize=4,
-            marker="o" if len(x) <= 12 else None, label=plain(label))
+            x, y, color=colour, linestyle=STYLES[i % len(STYLES)], linewidth=1.8, markersize=4, marker=marker,
+            label=plain(label))
         if band:
             ax.fill_between(x, *band, color=colour, alpha=0.18, linewidth=0)
-    # Put plain numbers on the axes.
+    # Put plain numbers on the axes: no powers of ten, and no fractions of a step.
     if log:
         from matplotlib.ticker import LogLocator, NullFormatter
         ax.set_yscale("log")
@@ -97,13 +101,16 @@ def curves(ax, series, *, xlabel, ylabel, title=None, log=False):
 
 
 def bars(ax, labels, values, errors=None, *, ylabel, title=None, baseline=None, baseline_label="chance"):
-    """One bar for each label, with its number.
+    """Draw one bar for each label, and write its value beside it. values: (n,).
 
-    errors: half-widths (n,), or the ends (low, high) of each interval (n, 2). baseline: where to draw a dashed line.
+    errors: half-widths (n,), or the ends (low, high) of each interval (n, 2). baseline: the y value of a dashed line.
+    Raises MiniftError for shapes that do not fit.
     """
-    # Bring both forms of errors to the ends of an interval.
+    # Convert both forms of errors to the ends of intervals.
     values = numbers(values, "values")
-    errors = numbers(np.zeros(len(values)) if errors is None else errors, "errors")
+    if errors is None:
+        errors = np.zeros(len(values))
+    errors = numbers(errors, "errors")
     ends = errors if errors.ndim == 2 else np.stack([values - errors, values + errors], 1)  # (n, 2)
     if values.shape != (len(labels),) or ends.shape != (len(labels), 2):
         raise MiniftError(
@@ -130,9 +137,9 @@ def bars(ax, labels, values, errors=None, *, ylabel, title=None, baseline=None, 
 
 
 def name_bars(ax, labels):
-    """The labels under the bars: on several lines where that makes them fit, else slanting."""
+    """Write the labels under the bars: on several lines if they fit in this way, else rotated."""
     points = ax.get_window_extent().width / ax.figure.dpi * 72
-    # That fit under a bar.
+    # How many letters fit under a bar.
     letters = max(1, int(points / max(len(labels), 1) / 5.7))
     lines = [textwrap.wrap(plain(label), letters, break_long_words=False) for label in labels]
     if all(len(line) <= letters for line in chain.from_iterable(lines)):
@@ -142,7 +149,7 @@ def name_bars(ax, labels):
 
 
 def reliability(ax, predicted, observed, counts, *, title=None):
-    """Predicted probability against how often it came true, a point a bin, its area by count.
+    """A reliability diagram: for each bin, observed frequency against predicted probability; the area shows the count.
 
     predicted, observed, counts: (bins,) each. The points of a calibrated model lie on the diagonal.
     """
@@ -160,7 +167,7 @@ def reliability(ax, predicted, observed, counts, *, title=None):
 
 
 def attention(ax, weights, tokens, *, title=None):
-    """A heat map of attention weights (T, T): row i is the token that looks, column j the token it looks at.
+    """A heat map of attention weights (T, T): row i is the query token, column j the key token.
 
     tokens: T strings; a space is shown as a dot.
     """
@@ -177,9 +184,10 @@ def attention(ax, weights, tokens, *, title=None):
 
 
 def confusion(ax, counts, labels, *, title=None):
-    """A confusion matrix (L, L): a row for each right label, a column for each predicted one; shaded by share of a row.
+    """A confusion matrix (L, L): a row for each right label, a column for each predicted label.
 
-    counts: whole numbers, as evaluation.metrics.confusion_matrix gives them. labels: L names.
+    counts: whole numbers, as evaluation.metrics.confusion_matrix gives them; the colour shows each one's share of its
+    row. labels: L names.
     """
     counts = numbers(counts, "counts")
     if counts.shape != (len(labels), len(labels)):
@@ -188,7 +196,8 @@ def confusion(ax, counts, labels, *, title=None):
     ax.imshow(shares, cmap="cividis", vmin=0, vmax=1)
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
-            ax.text(j, i, f"{count:.0f}", ha="center", va="center", color="black" if shares[i, j] > 0.55 else "white")
+            ink = "black" if shares[i, j] > 0.55 else "white"
+            ax.text(j, i, f"{count:.0f}", ha="center", va="center", color=ink)
     names = [plain(label) for label in labels]
     ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(names)), names)
@@ -199,7 +208,7 @@ def confusion(ax, counts, labels, *, title=None):
 
 
 def finish(ax, xlabel, ylabel, title):
-    """Labels and title, with "$" as it is, and no box around the picture."""
+    """Set the labels and the title, with "$" as it is, and remove the lines above and to the right."""
     ax.set(xlabel=plain(xlabel or ""), ylabel=plain(ylabel or ""))
     ax.set_title(plain(title or ""), fontsize=11)
     ax.spines[["top", "right"]].set_visible(False)
@@ -207,7 +216,9 @@ def finish(ax, xlabel, ylabel, title):
 
 def numbers(values, what):
     """An array of floats from a list (None becomes NaN), an array or a tensor of any device and type."""
-    values = values.detach().cpu().float().numpy() if hasattr(values, "detach") else values
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float().numpy()
     try:
         return np.asarray(values, dtype=float)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -216,7 +227,9 @@ def numbers(values, what):
 
 def short(value):
     """A number in about three digits."""
-    return "none" if np.isnan(value) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    if np.isnan(value):
+        return "none"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def plain(text):
@@ -225,8 +238,9 @@ def plain(text):
 
 
 def visible(text):
-    """The text on one line with nothing hidden: a newline is a ¶, another control character its code (\\t, \\u200b)."""
-    return "".join("¶" if c == "\n" else c if c.isprintable() else code(c) for c in str(text))
+    """The text on one line: a newline becomes ¶, each other character that cannot be seen its code (\\t, \\u200b)."""
+    shown = (c if c.isprintable() or c == "\n" else code(c) for c in str(text))
+    return "".join(shown).replace("\n", "¶")
 
 
 def code(character):
@@ -237,7 +251,8 @@ def code(character):
 def glyphs():
     """The code points of the characters that MONO can draw."""
     from matplotlib import font_manager
-    return frozenset(font_manager.get_font(font_manager.findfont(MONO)).get_charmap())
+    font = font_manager.get_font(font_manager.findfont(MONO))
+    return frozenset(font.get_charmap())
 
 
 def drawable(text):

@@ -1,7 +1,7 @@
-"""A run as one HTML page that opens by double click, works offline and prints well; and tables for the terminal.
+"""A report of a run as one HTML page, which works offline and prints well; and tables for the terminal.
 
-All is in the one file, pictures too (as data: URLs, RFC 2397). Nothing in it runs or is fetched, and its content
-security policy tells the browser so. Left out: interaction.
+Everything is in one file, pictures too (as data: URLs, RFC 2397). The page runs no script and loads nothing, and its
+content security policy forbids both. Left out: interaction.
 """
 
 import base64
@@ -23,8 +23,8 @@ PAGE = Path(__file__).with_name("report.html")
 class Section:
     """One part of a report.
 
-    sentence: what was found, in plain words. rows: a table (dicts), or None. texts: (label, text) of samples, where a
-    text may be an object that shows itself as HTML, such as show.Tokens. pictures: paths of PNG files.
+    sentence: what was found, in plain words. rows: a table (dicts), or None. texts: samples as (label, text); a text
+    may be an object with the method _repr_html_, such as show.Tokens. pictures: paths of PNG files.
     """
 
     title: str
@@ -72,7 +72,7 @@ def data_url(path):
 
 
 def html(text):
-    """The text, escaped, for inside an element or attribute; control characters appear as their codes."""
+    """The text, escaped for the inside of an element or attribute; control characters appear as their codes."""
     codes = (code(c) if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in str(text))
     return escape("".join(codes))
 
@@ -81,7 +81,7 @@ def html(text):
 
 
 def table_html(rows, columns=None):
-    """Rows (dicts) as an HTML table; columns: the keys to show, in order (default: all). Numbers stand to the right."""
+    """Rows (dicts) as an HTML table; columns: the keys to show, in order (default: all). Numbers are right-aligned."""
     columns = columns_of(rows) if columns is None else columns
     side = {column: ' class="number"' if is_numeric(rows, column) else "" for column in columns}
     head = "".join(f'<th scope="col"{side[column]}>{html(column)}</th>' for column in columns)
@@ -96,7 +96,9 @@ def table_text(rows, columns=None):
     columns = columns_of(rows) if columns is None else columns
     if not columns:
         return "(nothing)"
-    cells = [[visible(column) for column in columns]] + [[visible(cell(row.get(c))) for c in columns] for row in rows]
+    cells = [[visible(column) for column in columns]]
+    for row in rows:
+        cells.append([visible(cell(row.get(c))) for c in columns])
     widths = [max(map(text_width, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])
     numeric = [is_numeric(rows, column) for column in columns]
@@ -120,7 +122,7 @@ def scalar(value):
 
 
 def cell(value):
-    """What a table shows: three decimals, yes or no, "-" where there is nothing."""
+    """A value as a table shows it: three decimals, yes or no, "-" for None."""
     value = scalar(value)
     if value is None:
         return "-"
@@ -130,12 +132,14 @@ def cell(value):
         return str(value)
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 or value != value else f"{value:.1e}"
+    return f"{value:.1e}" if 0 < abs(value) < 0.001 else f"{value:.3f}"
 
 
 def text_width(text):
-    """How many columns of a terminal the text takes: two for wide characters (你), none for combining ones."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    """The number of columns of a terminal that the text takes: two for wide characters (你), 0 for combining ones."""
+    apart = [c for c in text if not unicodedata.combining(c)]
+    wide = [c for c in apart if unicodedata.east_asian_width(c) in "WF"]
+    return len(apart) + len(wide)
 
 
 def aligned(text, width, right):
