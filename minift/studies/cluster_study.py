@@ -2,7 +2,7 @@
 
 Wei et al. 2021, "Finetuned Language Models Are Zero-Shot Learners" (FLAN): figures 5 (withheld clusters, base against
 tuned) and 6 (number of training clusters). Every model is tuned for the same number of steps, so that more clusters
-mean more kinds of tasks, never more training. Left out: prompts with examples, sizes of the model.
+mean more kinds of tasks, but not more training. Left out: prompts with examples, models of several sizes.
 """
 
 import random
@@ -16,6 +16,7 @@ from minift.evaluation import clusters
 from minift.evaluation.metrics import exact_match, rouge_l
 from minift.methods.sft import tune_on_chats
 from minift.show import report
+from minift.studies import keep_templates
 from minift.text.answers import sample_answers
 from minift.text.chat import encode_answer, encode_prompt
 from minift.ways.templates import instantiate, read_templates
@@ -23,21 +24,20 @@ from minift.world.tasks import TASKS, world_rows
 
 TEMPLATES = DATA / "instructions" / "templates.json"
 METRICS = {"exact_match": "exact match, and it stops", "rouge_l": "ROUGE-L", "rank": "rank classification"}
-# Rows of a step of tuning.
+# Rows in each step of tuning.
 BATCH_SIZE = 8
-# The most options of a rank classification: the right answer and others of the same task.
+# The largest number of options in a rank classification: the right answer and others of the same task.
 N_OPTIONS = 4
 
 
 def world_chats(n, seed):
-    """n chats of all the world's tasks, in turn, through templates that ask for the bare answer.
+    """n chats of all the world's tasks, which take turns, through templates whose response is the answer alone.
 
-    A template that wants the answer in a set phrase ("I pick ...") is left out: nobody guesses a phrase unseen.
+    Templates that want the answer in a fixed phrase ("I pick ...") are left out: a model that was not tuned on the
+    phrase cannot know it.
     """
     check_data_folder("chats about the world")
-    plain = {
-        task: {**entry, "templates": [t for t in entry["templates"] if t["response"] == "{answer}"]}
-        for task, entry in read_templates(TEMPLATES).items() if task in TASKS}
+    plain = keep_templates(read_templates(TEMPLATES), TASKS, lambda one: one["response"] == "{answer}")
     rows = instantiate(world_rows(n, seed), plain, seed=seed, inverted=False)
     return [{**row, "template": f"{row['task']}/{row['template']}", "scene": row["id"]} for row in rows]
 
@@ -45,8 +45,9 @@ def world_chats(n, seed):
 def assess(model, tokenizer, rows):
     """metric -> task -> score of the greedy answers to some chats (user, assistant).
 
-    exact_match: the whole answer, and then <eos>. rouge_l: for tasks with many good answers. rank: the model finds the
-    right answer likelier, per token, than answers to other rows of its task; rank_chance: by guessing.
+    exact_match: the answer equals the right one and ends with <eos>. rouge_l: for tasks with many good answers. rank:
+    the right answer has a higher log-probability per token than answers to other rows of its task. rank_chance: the
+    same for a random guess. ends_with_eos: the share of answers that end with <eos>.
     """
     tasks = defaultdict(list)
     for row in rows:
@@ -61,14 +62,17 @@ def assess(model, tokenizer, rows):
 def assess_task(model, tokenizer, rows):
     """metric -> mean over the rows of one task."""
     prompts, right = ([row["messages"][i]["content"] for row in rows] for i in (0, 1))
-    context, encode = model.config.context_length, tokenizer.encode
-    room = min(
-        max(len(encode(text)) for text in right) + 8,
-        context - max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts))
+    # Leave room for the longest right answer and a few tokens more, as far as the longest prompt allows.
+    context = model.config.context_length
+    longest_answer = max(len(tokenizer.encode(text)) for text in right)
+    longest_prompt = max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
+    room = min(longest_answer + 8, context - longest_prompt)
     answers = sample_answers(model, tokenizer, prompts, max_new_tokens=room, temperature=0.0)
+    # Score each answer; rank the right answer among the options that fit.
     found = defaultdict(list)
     for answer, options in zip(answers, options_of(right), strict=True):
-        found["exact_match"].append(answer.ended * exact_match([answer.text], options[:1]))
+        exact = exact_match([answer.text], options[:1])
+        found["exact_match"].append(exact if answer.ended else 0.0)
         found["rouge_l"].append(rouge_l(answer.text, options[0]))
         found["ends_with_eos"].append(float(answer.ended))
         ids = [encode_answer(tokenizer, option) for option in options]
@@ -80,18 +84,20 @@ def assess_task(model, tokenizer, rows):
 
 
 def options_of(right):
-    """For each answer to a task: the answer, and up to N_OPTIONS - 1 others of the task, drawn from its place."""
+    """Yield, for each answer to a task, a list of it and up to N_OPTIONS - 1 others of the task; the seed is its index.
+    """
     for number, answer in enumerate(right):
         others = sorted(set(right) - {answer})
         yield [answer, *random.Random(number).sample(others, min(N_OPTIONS - 1, len(others)))]
 
 
 def run(out, open_base, make_rows, *, numbers, seeds, settings, command=""):
-    """All folds, for each seed and number of training clusters (0: the base itself); what is done in `out` is kept.
+    """Run all folds for each seed and each number of training clusters (0: the base itself).
 
-    open_base() -> (model, tokenizer), the same each time. make_rows(seed) -> chats with `messages`, `task`, `cluster`.
-    settings: the keyword arguments of `tune_on_chats`, without the seed. Writes out/results.json and out/clusters.png,
-    and returns the results: under "numbers", number -> metric -> what clusters.over_seeds finds.
+    Folds that are finished in `out` are not run again. open_base() -> (model, tokenizer), the same each time.
+    make_rows(seed) -> chats with `messages`, `task`, `cluster`. settings: the keyword arguments of `tune_on_chats`,
+    without the seed. Writes out/results.json and out/clusters.png. Returns the results: under "numbers", number ->
+    metric -> what clusters.over_seeds returns. Raises MiniftError if the folds in `out` have other settings.
     """
     out = Path(out)
     check_settings(out / "settings.json", settings)
@@ -127,7 +133,7 @@ def run_folds(state_path, open_base, rows, seed, n, settings, progress=True):
 
 
 def check_settings(path, settings):
-    """The folds of a folder are tuned in one way; MiniftError if those on disk were tuned in another."""
+    """Write the settings to a file; MiniftError if the file is there and has other settings."""
     if path.exists() and (old := read_json(path)) != settings:
         name = next(key for key in settings if old.get(key) != settings[key])
         raise MiniftError(
@@ -137,12 +143,12 @@ def check_settings(path, settings):
 
 
 def summary(runs):
-    """metric -> {cluster, "macro", "micro": mean and interval over the seeds}. runs: one result of run_folds a seed."""
-    return {
-        metric: clusters.over_seeds(
-            [{name: fold[metric] for name, fold in one.items() if metric in fold}
-             for one in runs])
-        for metric in (*METRICS, "ends_with_eos", "rank_chance")}
+    """metric -> {cluster, "macro", "micro": mean and interval over the seeds}. runs: a result of run_folds per seed."""
+    found = {}
+    for metric in (*METRICS, "ends_with_eos", "rank_chance"):
+        scores = [{name: fold[metric] for name, fold in one.items() if metric in fold} for one in runs]
+        found[metric] = clusters.over_seeds(scores)
+    return found
 
 
 def table(results, metric="exact_match"):
@@ -159,7 +165,7 @@ def column(n):
 
 def show_interval(entry):
     text = f"{entry['mean']:.2f}"
-    return text + (f" ({entry['low']:.2f} to {entry['high']:.2f})" if "low" in entry else "")
+    return f"{text} ({entry['low']:.2f} to {entry['high']:.2f})" if "low" in entry else text
 
 
 def print_tables(results):
@@ -169,7 +175,7 @@ def print_tables(results):
 
 
 def draw(path, results):
-    """Score on the withheld cluster against the number of training clusters: a line each, and the mean over all."""
+    """Draw the score on each withheld cluster, and their mean, against the number of training clusters."""
     fig, axes = show.figure(1, len(METRICS), width=5.2 * len(METRICS), height=5)
     numbers = results["numbers"]
     places = list(range(len(numbers)))
@@ -178,10 +184,9 @@ def draw(path, results):
         series = {
             cluster: (places, [entry[cluster]["mean"] for entry in found])
             for cluster in found[0] if cluster not in ("macro", "micro")}
-        low, mean, high = (
-            [entry["macro"].get(key, entry["macro"]["mean"]) for entry in found]
-            for key in ("low", "mean", "high"))
-        series["mean over clusters"] = (places, mean, low, high)
+        macro = [entry["macro"] for entry in found]
+        ends = ([one.get(key, one["mean"]) for one in macro] for key in ("mean", "low", "high"))
+        series["mean over clusters"] = (places, *ends)
         show.curves(axis, series, xlabel="clusters tuned on", ylabel="score on the withheld cluster", title=name)
         axis.set_xticks(places, ["base" if n == "0" else n for n in numbers])
         axis.set_ylim(-0.03, 1.03)

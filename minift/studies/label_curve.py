@@ -1,12 +1,11 @@
 """How many labels does it take? Accuracy against their number, with and without a pretrained encoder.
 
 `python -m minift.studies.label_curve --out runs/labels` measures it on the world's labelled sets, over seeds, on
-unread stories and on letters, a domain without any label (Kumar et al. 2022, section 2). It takes about an hour on two
-cores; a stopped run continues where it was. Left out: a search for the best learning rate of each cell; each way has
-one that suits most.
+held-out stories and on letters, a domain without labels for training (Kumar et al. 2022, section 2). It takes about an
+hour on two cores; a stopped run continues where it was. Left out: a search for the best learning rate of each cell.
+Each way has one learning rate, which suits most cells.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from minift.evaluation.baselines import bag_of_words, labelled_batches, predict
 from minift.evaluation.metrics import accuracy
 from minift.formats.checkpoint import load_model
 from minift.methods.classify import train_classifier
+from minift.studies import make_parser, mean_and_std
 from minift.text.segments import encode_labelled
 from minift.world.labelled import DOMAINS, LABELS, labelled
 from minift.world.recipes import ENCODER, init_encoder
@@ -27,9 +27,9 @@ SIZES = (16, 64, 256, 1024, 4096)
 WAYS = {
     "probe": SIZES, "full": SIZES, "scratch": SIZES, "bag of words": SIZES, "probe-then-full": (256, 1024),
     "random encoder": SIZES, "shuffled labels": SIZES}
-# The others are chance.
-DRAWN = ("probe", "full", "scratch", "bag of words", "probe-then-full", "random encoder")
-# Of training all parameters.
+# The ways in the picture. "shuffled labels" is left out: its accuracy is that of chance.
+DRAWN = [way for way in WAYS if way != "shuffled labels"]
+# Number of labels -> steps of training, for all parameters.
 STEPS = {16: 40, 64: 60, 256: 120, 1024: 200, 4096: 300}
 LR = {"full": 5e-4, "probe-then-full": 5e-4, "scratch": 1e-3}
 REGIME = {"scratch": "full", "random encoder": "probe", "shuffled labels": "probe"}
@@ -37,7 +37,10 @@ N_TEST = 500
 
 
 class Task:
-    """One labelled set for one seed: training rows, nested for all sizes, and test rows of each domain."""
+    """One labelled set for one seed: training rows, and test rows of each domain.
+
+    A size n takes the first n training rows, so a smaller set is a part of each larger one.
+    """
 
     def __init__(self, name, seed, encoder, tokenizer, n_train=SIZES[-1], n_test=N_TEST, domains=DOMAINS):
         self.name, self.seed, self.labels, self.tokenizer = name, seed, LABELS[name], tokenizer
@@ -52,7 +55,9 @@ class Task:
 
     def measure(self, way, n, steps=None):
         """Train in one way on the first n rows; returns {domain: accuracy} on the test rows."""
-        return self.bag_of_words(n) if way == "bag of words" else self.score(self.fit(way, n, steps))
+        if way == "bag of words":
+            return self.bag_of_words(n)
+        return self.score(self.fit(way, n, steps))
 
     def bag_of_words(self, n):
         return {
@@ -67,10 +72,12 @@ class Task:
             for domain, examples in self.test.items()}
 
     def fit(self, way, n, steps=None):
-        """A classifier trained on the first n rows. The encoder that was given stays as it is.
+        """A classifier trained on the first n rows. The task's own encoder does not change.
 
-        "random encoder": the probe on an encoder that has learned nothing; "shuffled labels": on labels of other rows.
+        way: "random encoder" is the probe on an untrained encoder; "shuffled labels" is the probe on labels of other
+        rows.
         """
+        # Make a model with the task's encoder, or an untrained one.
         torch.manual_seed(self.seed)
         train = self.train[:n]
         model = SequenceClassifier(Transformer(self.config), len(self.labels), labels=self.labels)
@@ -78,17 +85,20 @@ class Task:
             init_encoder(model, ENCODER["init_std"])
         else:
             model.body.load_state_dict(self.encoder.state_dict())
+        # Train it.
         if way == "shuffled labels":
-            order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed)).tolist()
+            generator = torch.Generator().manual_seed(self.seed)
+            order = torch.randperm(n, generator=generator).tolist()
             train = [{**row, "label": train[i]["label"]} for row, i in zip(train, order)]
-        batches = labelled_batches(train, self.tokenizer.pad_id, 32 if n > 256 else 16, self.seed, shuffle=True)
+        batch_size = 32 if n > 256 else 16
+        batches = labelled_batches(train, self.tokenizer.pad_id, batch_size, self.seed, shuffle=True)
         train_classifier(
             model, batches, REGIME.get(way, way), steps=steps or STEPS.get(n, 200),
             lr=LR.get(way, 1), weight_decay=0.01, progress=False)
         return model.eval()
 
     def probabilities(self, model, domain):
-        """(N, L) of the test rows of a domain."""
+        """Probabilities (N, L) of the labels for the test rows of a domain."""
         return predict(model, labelled_batches(self.test[domain], self.tokenizer.pad_id))
 
 
@@ -97,10 +107,13 @@ def labels_of(examples):
 
 
 def run(out, encoder=DATA / "encoder", tasks=tuple(LABELS), seeds=(0, 1, 2)):
-    """Measure all cells that are not yet in `out`; then write curve.json (mean, std of each) and curve.png."""
+    """Measure all cells that are not yet in `out`; then write curve.json (mean, std of each) and curve.png.
+
+    Returns the tasks of curve.json: task -> what `summary` returns.
+    """
     check_data_folder("the study of labels")
     out, (model, tokenizer) = Path(out), load_model(encoder)
-    # Measure each cell, and write it at once: an interrupted study goes on from there.
+    # Measure each cell, and write it at once, so that an interrupted study can continue.
     cells = {}
     for name in tasks:
         for seed in seeds:
@@ -132,16 +145,15 @@ def summary(runs):
     for key in runs[0]:
         way, n = key.rsplit("/", 1)
         for domain in DOMAINS:
-            values = torch.tensor([run[key][domain] for run in runs], dtype=torch.float64)
-            entry = found.setdefault(way, {}).setdefault(domain, {"n": [], "mean": [], "std": []})
-            std = values.std().item() if len(values) > 1 else 0.0
-            for name, value in (("n", int(n)), ("mean", values.mean().item()), ("std", std)):
-                entry[name].append(value)
+            point = {"n": int(n), **mean_and_std([run[key][domain] for run in runs])}
+            lists = found.setdefault(way, {}).setdefault(domain, {"n": [], "mean": [], "std": []})
+            for name, value in point.items():
+                lists[name].append(value)
     return found
 
 
 def draw(path, curve):
-    """A row of pictures for each domain, one picture a task: accuracy against the number of labels, with its spread."""
+    """Draw accuracy against the number of labels, with its spread: a row for each domain, a column for each task."""
     fig, axes = show.figure(len(DOMAINS), len(curve), width=4.4 * len(curve), height=7.4)
     for row, domain in zip(axes.reshape(len(DOMAINS), -1), DOMAINS):
         for axis, (name, ways) in zip(row, curve.items()):
@@ -169,9 +181,7 @@ def log_labels(axis, sizes):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True, help="the folder for the results; goes on with what is in it")
-    parser.add_argument("--encoder", default=DATA / "encoder")
+    parser = make_parser(__doc__, "encoder")
     parser.add_argument("--tasks", nargs="+", default=tuple(LABELS), choices=tuple(LABELS))
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     run(**vars(parser.parse_args()))

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import torch
-
 from minift import show
 from minift.core.files import write_json, write_text
+from minift.studies import mean_and_std
 
-# Heading, path into a cell, how it is printed.
+# (heading, path into a cell, format of the number).
 COLUMNS = (
     ("rows", ("rows",), "{:,.0f}"), ("minutes of people", ("minutes",), "{:,.0f}"),
     ("tokens written by a model", ("model_tokens",), "{:,.0f}"), ("wrong", ("label_error",), "{:.1%}"),
@@ -33,7 +32,10 @@ def write(out, cells, seeds, settings, crowd):
 
 
 def summary(runs):
-    """Every number of the cells -> {"mean", "std"} over the seeds, in the cells' own shape; None where one is None."""
+    """The cells of several seeds as one: each number is replaced by {"mean", "std"} over the seeds, or None if any is.
+
+    "statistics" is left out.
+    """
     found = {}
     for key, value in runs[0].items():
         if key == "statistics":
@@ -44,8 +46,7 @@ def summary(runs):
         elif None in values:
             found[key] = None
         else:
-            numbers = torch.tensor(values, dtype=torch.float64)
-            found[key] = {"mean": numbers.mean().item(), "std": numbers.std().item() if len(values) > 1 else 0.0}
+            found[key] = mean_and_std(values)
     return found
 
 
@@ -64,16 +65,17 @@ def table(found):
 
 
 def cell(entry, heading, path, form):
-    """A number as it is printed; a dash where there is none."""
+    """The number as text, in some columns with its standard deviation; a dash if there is none."""
     for key in path:
         entry = entry.get(key) if entry else None
     if not entry:
         return "–"
-    return form.format(entry["mean"]) + (f" ± {form.format(entry['std'])}" if heading in SPREAD else "")
+    mean, std = form.format(entry["mean"]), form.format(entry["std"])
+    return f"{mean} ± {std}" if heading in SPREAD else mean
 
 
 def crowd_table(crowd):
-    """What clearer guidelines and more annotators buy, in Markdown."""
+    """The quality and the cost of a crowd's labels by guidelines and number of annotators, in Markdown."""
     rows = [["guidelines", "annotators", "minutes an item", "alpha", "wrong: majority", "wrong: Dawid-Skene"]]
     for row in crowd:
         alpha = "–" if row["alpha"] is None else f"{row['alpha']:.2f}"
@@ -104,9 +106,8 @@ def draw(path, found):
     right.imshow(grid, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     for i, row in enumerate(grid):
         for j, value in enumerate(row):
-            right.text(
-                j, i, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black",
-                fontsize=8)
+            ink = "white" if value > 0.6 else "black"
+            right.text(j, i, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
     right.set_xticks(range(len(clusters)), clusters, rotation=40, ha="right")
     right.set_yticks(range(len(ways)), ways)
     right.set_title("exact match by cluster of tasks")

@@ -3,7 +3,6 @@
 Left out: a search for the best learning rate of each way, and validation (each takes the weights of the last step).
 """
 
-from itertools import chain
 from statistics import fmean
 
 import torch
@@ -19,7 +18,7 @@ from minift.world.tasks import TASKS, world_rows
 
 TOKENS_A_STEP, STEPS, LR = 2048, 80, 5e-4
 N_TEST, ANSWER_TOKENS, N_DIVERSITY = 224, 48, 150
-# Clusters in which many answers are right; so has the task last_sentence.
+# Clusters in which many answers are right. Many are right in the task last_sentence, too.
 OPEN = ("generation", "inversion")
 TESTED = tuple(task for task, (cluster, _) in TASKS.items() if cluster not in OPEN and task != "last_sentence")
 
@@ -36,14 +35,17 @@ def fit(base, rows, seed, steps=STEPS):
 
 
 def tests(maker, n=N_TEST):
-    """{"tasks": unread stories in held-out wordings, "people": rows by people that no way trains on}."""
+    """{"tasks": held-out stories in held-out wordings, "people": rows by people that no way trains on}."""
     rows = instantiate(
         world_rows(n, maker.seed, "test", TESTED), maker.templates, split="held-out", seed=maker.seed,
         inverted=False)
     room = load_model(maker.base)[0].config.context_length - ANSWER_TOKENS
-    return {
-        name: [row for row in map(first_answer, part) if len(encode_prompt(maker.tokenizer, row["prompt"])) <= room]
-        for name, part in (("tasks", rows), ("people", maker.held_out))}
+
+    def fitting(rows):
+        prepared = [first_answer(row) for row in rows]
+        return [row for row in prepared if len(encode_prompt(maker.tokenizer, row["prompt"])) <= room]
+
+    return {"tasks": fitting(rows), "people": fitting(maker.held_out)}
 
 
 def first_answer(row):
@@ -54,7 +56,7 @@ def first_answer(row):
 
 
 def score(model, tokenizer, rows):
-    """Of the greedy answers: exact match, in all and by cluster, ROUGE-L, and the share that ends by itself."""
+    """Scores of the greedy answers: exact match (of all, and by cluster), ROUGE-L, the share that ends with <eos>."""
     answers = sample_answers(
         model, tokenizer, [row["prompt"] for row in rows], temperature=0.0,
         max_new_tokens=ANSWER_TOKENS)
@@ -70,15 +72,15 @@ def score(model, tokenizer, rows):
 
 
 def diversity(rows):
-    """distinct-2 of the texts, and the mean ROUGE-L of a user's turn with the one that is most like it.
+    """{"distinct_2": of all texts, "nearest": mean ROUGE-L of a user's turn with the turn most similar to it}.
 
-    Both fall (rise) with the number of rows, so they are taken of the first N_DIVERSITY.
+    With more rows, distinct-2 falls and the similarity rises, so both are measured on the first N_DIVERSITY rows.
     """
-    rows = rows[:N_DIVERSITY]
-    messages = list(chain.from_iterable(row["messages"] for row in rows))
-    turns, pool = [first_answer(row)["prompt"][-1]["content"] for row in rows], Pool()
-    for turn in turns:
-        pool.add(turn)
+    texts, turns, pool = [], [], Pool()
+    for row in rows[:N_DIVERSITY]:
+        texts += [message["content"] for message in row["messages"]]
+        turns.append(first_answer(row)["prompt"][-1]["content"])
+        pool.add(turns[-1])
     return {
-        "distinct_2": distinct_n([message["content"] for message in messages], 2),
+        "distinct_2": distinct_n(texts, 2),
         "nearest": fmean(pool.nearest(turn, skip=i) for i, turn in enumerate(turns))}
