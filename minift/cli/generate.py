@@ -1,7 +1,5 @@
 """Answer a prompt, or every JSONL row {"prompt"}; a {"text"} is continued as it is."""
 
-import json
-
 from minift.cli import options as add
 from minift.errors import MiniftError
 
@@ -27,10 +25,9 @@ def run(options):
     # The imports stand here, so that --help answers without loading PyTorch.
     from minift.cli.folders import check_out_file
     from minift.cli.models import open_kind, pick_device
-    from minift.cli.rows import Row, find_files, read_rows
+    from minift.cli.rows import Row, find_files, put_rows, read_rows
     from minift.cli.sampling import room_to_answer, write_answers
     from minift.core.heads import LanguageModel
-    from minift.text.jsonl import write_jsonl
     if (options.prompt is None) == (options.data is None):
         raise MiniftError('generate needs one of --prompt "TEXT" and --data FILE.jsonl')
     if options.out:
@@ -51,13 +48,12 @@ def run(options):
         seed=options.seed, batch_size=options.batch_size)
     texts = [tokenizer.decode(answer, skip_special=True) for answer in answers]
     written = [completed(row.values, text) for row, text in zip(rows, texts)]
-    if options.out:
-        write_jsonl(options.out, written)
-        print(f"{len(written)} answers written to {options.out}")
-    elif options.data:
-        print("\n".join(json.dumps(values, ensure_ascii=False) for values in written))
+    if options.data or options.out:
+        put_rows(options.out, written)
     else:
         print(texts[0])
+    if options.out:
+        print(f"{len(written)} answers written to {options.out}")
 
 
 def completed(values, text):

@@ -26,7 +26,10 @@ def add_options(parser):
         one = modes.add_parser(
             mode, help=text, description=text, usage=f"{PROG} {mode} [options]", allow_abbrev=False,
             formatter_class=add.layout, epilog=f"example:\n  {PROG} {example}")
-        {"compare": compare, "annotate": annotate, "write": write}[mode](one)
+        if mode == "compare":
+            add_answers(one)
+        elif mode == "annotate":
+            add_items(one)
         one.add_argument(
             "--out", metavar="FILE", required=True,
             help="a JSONL file; if it exists, the work continues in it; ties and skips go to NAME.undecided.jsonl")
@@ -40,7 +43,7 @@ def run(options):
     label(options)
 
 
-def compare(sub):
+def add_answers(sub):
     add.model(sub, "who answers: a model folder or an adapter folder", required=False)
     sub.add_argument("--prompts", metavar="FILE", nargs="+", help='JSONL rows {"prompt"} to be answered')
     sub.add_argument(
@@ -52,13 +55,9 @@ def compare(sub):
     add.machine(sub)
 
 
-def annotate(sub):
+def add_items(sub):
     sub.add_argument(
         "--items", metavar="FILE", nargs="+", required=True,
         help='JSONL rows {"text"}, where needed with "text_pair" and "id"')
     sub.add_argument("--labels", metavar="A,B,C", required=True, help="what a text can be, with commas between")
     sub.add_argument("--annotators", metavar="NAME", nargs="+", required=True, help="who labels; each sees every text")
-
-
-def write(sub):
-    """Writing has no options of its own."""

@@ -1,6 +1,5 @@
 """classify --predict: a classifier's labels for the user's texts, with the probability of each."""
 
-import json
 import sys
 from functools import partial
 
@@ -10,11 +9,10 @@ from minift.cli.examples import Tally, encode_row
 from minift.cli.folders import check_out_file
 from minift.cli.measures import with_interval
 from minift.cli.models import context_of, open_kind, pick_device
-from minift.cli.rows import find_files, read_rows
+from minift.cli.rows import find_files, put_rows, read_rows
 from minift.core.heads import SequenceClassifier
 from minift.errors import MiniftError
 from minift.evaluation.baselines import labelled_batches, predict
-from minift.text.jsonl import write_jsonl
 
 
 def label_rows(options):
@@ -35,10 +33,7 @@ def label_rows(options):
     found = iter(predict(model, labelled_batches(used, tokenizer.pad_id, options.batch_size)).tolist())
     probabilities = [None if example is None else next(found) for example in examples]
     written = [labelled(row.values, model.labels, each) for row, each in zip(rows, probabilities)]
-    if options.out:
-        write_jsonl(options.out, written)
-    else:
-        print("\n".join(json.dumps(values, ensure_ascii=False) for values in written))
+    put_rows(options.out, written)
     # Printed rows go to the standard output alone, so that they can be redirected into a file.
     report(tally, written, model.labels, sys.stdout if options.out else sys.stderr)
     if options.out:

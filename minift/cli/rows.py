@@ -14,7 +14,7 @@ from pathlib import Path
 
 from minift.core.files import read_bytes
 from minift.errors import MiniftError
-from minift.text.jsonl import parse_line
+from minift.text.jsonl import parse_line, write_jsonl
 
 # Form -> its keys. A row has the first form that the verb can use and whose keys are all there.
 FORMS = {
@@ -87,6 +87,14 @@ def read_rows(files, forms, bad=None):
                     raise
                 bad.append(str(error))
     return rows
+
+
+def put_rows(path, rows):
+    """Write rows (dicts) to a JSONL file; without a path, print them."""
+    if path:
+        write_jsonl(path, rows)
+    else:
+        print("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
 
 
 def is_plain(path):
