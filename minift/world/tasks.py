@@ -8,7 +8,9 @@ a story.
 import random
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
+from minift.core.files import read_json
 from minift.errors import MiniftError
 from minift.ways.templates import fill
 from minift.world import exercises
@@ -28,18 +30,8 @@ PAIRS = (
     ("animal", "place"),
     ("object", "helper"),
     ("helper", "food"))
-# (role of a sentence, a part of its text, its event as a clause).
-EVENTS = (
-    ("detail", " met the ", "they met the {helper}"),
-    ("detail", " ate some ", "they ate some {food}"),
-    ("detail", " sniffed ", "the {animal} sniffed at the {object}"),
-    ("detail", " played ", "they played"),
-    ("trouble", "", "{trouble}"),
-    ("speech", " said the ", "the {helper} said something"),
-    ("speech", "", "{name} said something"),
-    ("kindness", " shared ", "{name} shared some {food}"),
-    ("kindness", " helped ", "{name} helped the {helper}"),
-    ("kindness", " gave ", "{name} gave the {animal} some {food}"))
+# Each event: the role of its sentence, a part of the sentence, and the event as a clause.
+EVENTS = read_json(Path(__file__).with_name("events.json"))
 # How many sentences are to be rewritten. One of the first three names the thing.
 PASSAGE = 3
 REQUEST = "Write a story about {name}, {an_animal} and {a_thing}."
