@@ -1,8 +1,8 @@
-"""check(dpo_loss=mine): run the library's own tests of a function on your version of it, and say law by law what holds.
+"""check(dpo_loss=mine): run the library's own tests of a function on your version of it, and report law by law.
 
-A test takes the function that it tests as a default argument, and its docstring is the law. pytest leaves arguments
-with defaults alone, so the same test proves the library there and your exercise here. Left out: functions that no test
-takes as an argument.
+A test takes the function that it tests as a default argument, and its docstring is the law. pytest does not fill
+arguments with defaults, so the same test checks the library in the test suite and your function here. Left out:
+functions that no test takes as an argument.
 """
 
 import ast
@@ -20,16 +20,16 @@ from minift.learn.explain import TESTS, Failure, Law, explain, report
 
 
 def check(*, hints=True, **functions):
-    """Print which laws hold for your functions, each given under the name of the library's: check(dpo_loss=mine).
+    """Print which laws hold for your functions. Give each under the library's name: check(dpo_loss=mine).
 
-    Several names at once are tested together. hints=False: no guess at the mistake, where finding it is the exercise.
-    Raises MiniftError for a name that no test takes.
+    Several functions are tested together. hints=False: no guess at the mistake, for exercises in which you find it.
+    Raises MiniftError for a name that no test takes, and for a value that is no function.
     """
     print(report(examine(functions), functions, hints))
 
 
 def examine(functions):
-    """Run every test that takes one of the names with the functions given; returns its Laws, in the tests' order."""
+    """Run every test that takes one of the names on the given functions. Returns the Laws, in the tests' order."""
     if not functions:
         raise MiniftError("check() needs your function under the library's name, as in check(dpo_loss=my_dpo_loss)")
     laws = find_laws(functions)
@@ -57,18 +57,19 @@ def find_laws(names):
 
 @cache
 def read_tests(file):
-    """(name, docstring on one line, names of the default arguments) of each test in a file, which is not imported."""
+    """(name, docstring on one line, names of arguments with defaults) of each test in a file. Does not import it."""
     tests = []
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             with_default = node.args.args[len(node.args.args) - len(node.args.defaults):]
-            text = " ".join((ast.get_docstring(node) or node.name.replace("_", " ")).split())
-            tests.append((node.name, text, frozenset(arg.arg for arg in with_default)))
+            law = ast.get_docstring(node) or node.name.replace("_", " ")
+            takes = frozenset(arg.arg for arg in with_default)
+            tests.append((node.name, " ".join(law.split()), takes))
     return tests
 
 
 def run(laws, functions):
-    """Let pytest run the laws' tests, each with the learner's functions in place of its defaults; fills in the Laws."""
+    """Let pytest run the laws' tests on the learner's functions, and write the results into the Laws."""
     tests = [f"{law.file}::{law.name}" for law in laws]
     screen = io.StringIO()
     with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen), torch.random.fork_rng(devices=[]):
@@ -87,7 +88,7 @@ class Substitute:
 
     def __init__(self, laws, functions):
         self.laws, self.functions = {(law.file, law.name): law for law in laws}, functions
-        # Name -> how the library's is called.
+        # Name -> the name and parameters of the library's function.
         self.signatures = {}
 
     def law_of(self, item):
@@ -103,7 +104,8 @@ class Substitute:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
         law, result = self.law_of(item), (yield)
-        law.n_cases += call.when == "call"
+        if call.when == "call":
+            law.n_cases += 1
         if result.skipped:
             law.skipped = str(call.excinfo.value)
         elif result.failed:

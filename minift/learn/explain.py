@@ -1,6 +1,6 @@
-"""What check() says to a learner: which laws hold, and for each that fails what was compared, where, and why perhaps.
+"""The report of check(): which laws hold, and for each law that fails, what was compared, where, and a likely reason.
 
-Left out: pytest's own report, which is for those who know the test.
+Left out: pytest's own report, which is for readers who know the test.
 """
 
 import linecache
@@ -8,7 +8,6 @@ import re
 import sysconfig
 import textwrap
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -20,17 +19,17 @@ TESTS = Path(__file__).resolve().parents[2] / "tests"
 LIBRARIES = tuple(
     {str(TESTS), str(TESTS.parent / "minift"), "<frozen",
      *map(sysconfig.get_paths().get, ("stdlib", "purelib", "platlib"))})
-# Test -> {a part of the failed line or of its message: the usual mistake}; the part "" stands for any. A law that says
-# by itself what is wrong has no hint.
+# Test -> {a part of the failed line or of its message: the usual mistake}. The part "" matches every failure. A law
+# whose text already says what is wrong has no hint.
 HINTS = read_json(Path(__file__).with_name("hints.json"))
-# Columns of a report.
+# Characters in a line of a report.
 WIDTH = 100
 HINT = "this looks like: "
 
 
 @dataclass
 class Law:
-    """One test: what it states, and how the learner's function fared in its cases (more than one if parametrized)."""
+    """One test: its law, and the results of its cases for the learner's function (several cases if parametrized)."""
 
     file: Path
     # Of the test function.
@@ -45,6 +44,13 @@ class Law:
     # Why pytest skipped it, if it did.
     skipped: str = ""
 
+    @property
+    def state(self):
+        """"FAILS", "skipped" or "holds"."""
+        if self.failures:
+            return "FAILS"
+        return "skipped" if self.skipped else "holds"
+
 
 @dataclass
 class Failure:
@@ -56,7 +62,8 @@ class Failure:
 
 
 def explain(law, excinfo, signatures):
-    """Where the test stopped, what it compared or which error arose at which line of the learner's, and a hint."""
+    """Lines that say where the test stopped, what it compared or which error the learner's code raised, and a hint."""
+    # Say where the test stopped.
     message = str(excinfo.value)
     here = [entry for entry in excinfo.traceback if entry.name == law.name]
     lines = [f"{law.file.name}, line {here[-1].lineno + 1}: {one_line(here[-1].statement)}"] if here else []
@@ -65,18 +72,19 @@ def explain(law, excinfo, signatures):
         return lines + [
             f"error: {excinfo.typename}: {one_line(message)}", *own_line(excinfo),
             *remedies(excinfo, message, signatures), *other_error(excinfo, here)]
-    if refusal_missing:
-        found = f"{one_line(message)} (what should be refused with an error is let pass)"
-    else:
-        found = compared(excinfo, message)
+    # Say what it compared, and what to do about it.
     hints = HINTS.get(law.name, {})
+    if refusal_missing:
+        hint, found = None, f"{one_line(message)} (what should be refused with an error is let pass)"
+    else:
+        hint, found = hints.get(""), compared(excinfo, message)
+    # A hint for a part of the text is better than the general one.
     all_said = " ".join([*lines, message, found])
-    hint = next(
-        (hint for part, hint in hints.items() if part and part in all_said),
-        None if refusal_missing else hints.get(""))
-    return lines + [
-        f"found: {found}", *remedies(excinfo, message, signatures),
-        *([HINT + hint] if hint and "None" not in found else [])]
+    hint = next((hint for part, hint in hints.items() if part and part in all_said), hint)
+    lines += [f"found: {found}", *remedies(excinfo, message, signatures)]
+    if hint and "None" not in found:
+        lines.append(HINT + hint)
+    return lines
 
 
 def compared(excinfo, message):
@@ -92,9 +100,12 @@ def compared(excinfo, message):
         return f"the error is right, but its message must hold {refused[1]}; it is {one_line(refused[2])}"
     noise = ("+", "-", "?", "Use -v", "Full diff", "Omitting")
     kept = [line for line in message.splitlines() if not line.lstrip().startswith(noise)]
-    # The rest repeats it.
-    text = one_line(" ".join(kept)).removeprefix("assert ").partition(" comparison failed")[0]
-    return text.removeprefix("(" * (text.count("(") > text.count(")"))) or "the values differ"
+    # What comes after this phrase repeats the values.
+    text = one_line(" ".join(kept)).removeprefix("assert ")
+    text, _, _ = text.partition(" comparison failed")
+    if text.count("(") > text.count(")"):
+        text = text.removeprefix("(")
+    return text or "the values differ"
 
 
 def digits(tensor):
@@ -104,7 +115,7 @@ def digits(tensor):
 
 
 def own_line(excinfo):
-    """The learner's own line at which an error arose; nothing when it arose elsewhere."""
+    """The learner's own line at which an error was raised, in a list; [] if it was raised elsewhere."""
     own = [
         (str(entry.path), entry.lineno + 1) for entry in excinfo.traceback
         if not str(entry.path).startswith(LIBRARIES)]
@@ -112,7 +123,7 @@ def own_line(excinfo):
 
 
 def remedies(excinfo, message, signatures):
-    """What to do about the two mistakes of form: no value returned, other arguments than the library's."""
+    """Advice for two common mistakes: no value is returned; the arguments differ from the library's."""
     if "NoneType" in message or "None mismatch" in message or "None is not" in message:
         return ["your function returns None; is a return missing?"]
     if excinfo.errisinstance(TypeError) and "argument" in message:
@@ -121,8 +132,8 @@ def remedies(excinfo, message, signatures):
 
 
 def other_error(excinfo, here):
-    """Says so when the test expects a MiniftError and another error came."""
-    # The line above the call.
+    """A line for the case that the test expects a MiniftError and another error is raised; [] in all other cases."""
+    # The line above the call, because lineno counts from 0.
     before = linecache.getline(str(here[-1].path), here[-1].lineno) if here else ""
     if "pytest.raises(MiniftError" in before and not excinfo.errisinstance(MiniftError):
         return ["an error is right here, but it must be a MiniftError (minift.errors)"]
@@ -135,26 +146,32 @@ def one_line(text, most=300):
 
 
 def report(laws, functions, hints=True):
-    """All that is to be said, as one text. What was said under one law is not said again under the next."""
+    """The whole report as one text. A line that stands under one law is not repeated under the next."""
     names = ", ".join(functions)
-    if any(failure.unwritten for failure in chain.from_iterable(law.failures for law in laws)):
+    failures = sum((law.failures for law in laws), [])
+    if any(failure.unwritten for failure in failures):
         return "\n".join([f"{names}: not written yet. The laws to keep:", *(entry("-", law) for law in laws)])
-    failures = [law.failures[0] for law in laws if law.failures]
-    n_held = sum(not law.failures and not law.skipped for law in laws)
-    noun, verb = "law" if n_held == len(laws) == 1 else "laws", "holds" if n_held == 1 else "hold"
+    # Say how many laws hold.
+    n_held = [law.state for law in laws].count("holds")
+    noun = "law" if n_held == len(laws) == 1 else "laws"
+    verb = "holds" if n_held == 1 else "hold"
     lines, said = [f"{names}: {n_held} of {len(laws)} {noun} {verb}"], set()
+    # Write each law, and below it the lines of its first failure that are new.
     for law in laws:
-        lines.append(entry("FAILS" if law.failures else "skipped" if law.skipped else "holds", law))
-        for i, line in enumerate(law.failures[0].lines if law.failures else ()):
+        lines.append(entry(law.state, law))
+        first = law.failures[0].lines if law.failures else []
+        for i, line in enumerate(first):
             some = f" ({len(law.failures)} of {law.n_cases} cases)" if i == 0 and law.n_cases > 1 else ""
-            again = " (as above)" if i == 0 and said.issuperset(law.failures[0].lines[1:] or [line]) else ""
+            again = " (as above)" if i == 0 and said.issuperset(first[1:] or [line]) else ""
             if line not in said and (hints or not line.startswith(HINT)):
-                lines.append(
-                    textwrap.fill(line + some + again, WIDTH, initial_indent=" " * 9,
-                                  subsequent_indent=" " * 13))
+                text = line + some + again
+                lines.append(textwrap.fill(text, WIDTH, initial_indent=" " * 9, subsequent_indent=" " * 13))
             said.add(line)
+    # Show what the function printed in the first failure.
     printed = failures[0].printed.rstrip() if failures else ""
-    return "\n".join(lines + ([f"\nYour function printed:\n{printed}"] if printed else []))
+    if printed:
+        lines.append(f"\nYour function printed:\n{printed}")
+    return "\n".join(lines)
 
 
 def entry(mark, law):

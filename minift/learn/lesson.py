@@ -30,13 +30,13 @@ def open_lesson(number, jupyter_options=()):
         raise MiniftError(
             "Jupyter is not installed: pip install -r requirements-lessons.txt, or open "
             f"{lessons[number]} in VS Code or Colab")
-    # The root of the repository is Jupyter's, so that a lesson's links to modules and tests open too.
+    # Jupyter starts at the root of the repository, so that a lesson's links to modules and tests work.
     root = f"--ServerApp.root_dir={FOLDER.parent}"
     subprocess.run([sys.executable, "-m", program, str(lessons[number]), root, *jupyter_options], check=False)
 
 
 def find_lessons():
-    """number -> notebook; MiniftError where minift is installed without its repository."""
+    """number -> path of the notebook; MiniftError if minift is installed without its repository."""
     lessons = {int(path.name[:2]): path for path in FOLDER.glob("[0-9][0-9]_*.ipynb")}
     if not lessons:
         raise MiniftError(f"there are no lessons in {FOLDER}; work in a clone of minift's repository")
