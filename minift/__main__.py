@@ -23,7 +23,8 @@ def main(argv=None):
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
         try:
-            options = parse(sys.argv[1:] if argv is None else argv)
+            argv = sys.argv[1:] if argv is None else argv
+            options = parse(argv)
             find_module(options.verb).run(options)
             return 0
         except MiniftError as error:

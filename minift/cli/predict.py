@@ -35,7 +35,8 @@ def label_rows(options):
     written = [labelled(row.values, model.labels, each) for row, each in zip(rows, probabilities)]
     put_rows(options.out, written)
     # Printed rows go to the standard output alone, so that they can be redirected into a file.
-    report(tally, written, model.labels, sys.stdout if options.out else sys.stderr)
+    file = sys.stdout if options.out else sys.stderr
+    report(tally, written, model.labels, file)
     if options.out:
         print(f"written to {options.out}")
 
