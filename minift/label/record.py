@@ -1,10 +1,10 @@
-"""What people have decided, on the disk: rows in two JSONL files that are whole at any moment.
+"""People's decisions on disk: rows in two JSONL files.
 
-A decision goes into the file that was asked for. A tie or a skip, which training must not see, goes into
-NAME.undecided.jsonl beside it. A change rewrites one of the two, atomically and flushed to the disk, so a kill at any
-moment loses nothing that was confirmed and leaves no half line; the files are all the state there is, and reading them
-is resuming. Left out: more than some ten thousand rows (each decision writes the whole file), two servers on one file
-(the second to write is refused).
+A decision goes into the file of --out. A tie or a skip, which training must not see, goes into NAME.undecided.jsonl
+beside it. A change rewrites one of the two files atomically and flushes it to the disk. So if the program is killed, no
+confirmed decision is lost and no line is cut. There is no other state: to resume is to read the files. Left out: more
+than about ten thousand rows (each decision writes the whole file), two servers on one file (the second to write is
+refused).
 """
 
 import os
@@ -21,10 +21,10 @@ def sibling(path, kind):
 
 
 class Record:
-    """The rows of a file and of its sibling for what was left undecided, in the order in which they were made.
+    """The rows of a file and of its sibling for undecided ones, in order of time.
 
-    required: keys that every row of the file must have, if there is a file already. Rows that somebody else put there
-    stay as they are. Only one thread may use it at a time.
+    required: keys that every row of an existing file must have. Rows from other programs stay as they are. Only one
+    thread may use a Record at a time.
     """
 
     def __init__(self, path, required):
@@ -42,7 +42,7 @@ class Record:
         return [entry for entry in self.entries if entry[0].get("annotator") == annotator]
 
     def add(self, row, decided):
-        """Append a row; it is on the disk when this returns. Raises MiniftError, nothing changed, when it cannot be."""
+        """Append a row; it is on the disk when this returns. If that fails: MiniftError, and nothing has changed."""
         self.save([*self.entries, (row, decided)], decided)
 
     def remove(self, entry):
@@ -50,7 +50,7 @@ class Record:
         self.save([other for other in self.entries if other is not entry], entry[1])
 
     def save(self, entries, decided):
-        """Write the file of all (un)decided entries; then they are the entries."""
+        """Write the file of the decided, or of the undecided, among `entries`; these are the entries from now on."""
         path = self.paths[decided]
         if stamp(path) != self.stamps[decided]:
             raise MiniftError(
@@ -67,7 +67,7 @@ def read(path, required):
 
 
 def stamp(path):
-    """What changes when somebody writes the file: (time, size, number), or None when there is no file."""
+    """(time, size, number) of a file, which differ after another program has written it; None when there is no file."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -76,7 +76,7 @@ def stamp(path):
 
 
 def sync(folder):
-    """Flush a folder, so that the new name of a file in it outlives a power cut too; Windows has no such call."""
+    """Flush a folder, so that a new file name in it also survives a power cut. Windows has no such call."""
     if os.name == "nt":
         return
     try:

@@ -1,8 +1,8 @@
-"""The page's server: the standard library's, heard on this machine only, and by nobody who does not know its token.
+"""The page's server, made of the standard library's. It listens on this machine only and asks for a secret token.
 
-A page of another site, open in the same browser, can send requests here: it does not know the token, its Origin is
-foreign, and when its own name is made to point here (DNS rebinding) the Host is. Texts leave as JSON, never as HTML.
-Left out: HTTPS and passwords, since nothing leaves the machine.
+A page of another site, open in the same browser, can send requests here. It does not know the token, and its Origin is
+another one. If its name is made to point to this machine (DNS rebinding), its Host is another one. All three are
+checked. Texts are sent as JSON, never as HTML. Left out: HTTPS and passwords, since nothing leaves the machine.
 """
 
 import hmac
@@ -19,7 +19,7 @@ from minift.errors import MiniftError
 from minift.text.jsonl import parse_line
 
 HOST = "127.0.0.1"
-# The largest request, in bytes.
+# The largest request that is read, and the most of a refused one that is read and thrown away; bytes.
 LARGEST_BODY, MOST_DRAINED = 64 * 1024, 4 * 1024 * 1024
 PAGE_POLICY = (
     "default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; connect-src 'self'; img-src data:; "
@@ -29,10 +29,10 @@ DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Serves one Work on a port of this machine; port 0 is any free one. serve_forever() begins, shutdown() ends."""
+    """Serves one Work on a port of this machine; 0 is any free port. serve_forever() starts it, shutdown() stops it."""
 
     daemon_threads = True
-    # On Windows it would let two programs have one port.
+    # On Windows this would allow two programs to use one port.
     allow_reuse_address = os.name != "nt"
     request_queue_size = 32
 
@@ -57,13 +57,13 @@ class Server(socketserver.ThreadingTCPServer):
         return f"http://{HOST}:{self.server_address[1]}/?token={self.token}{'&name=' if name else ''}{name}"
 
     def handle_error(self, request, client_address):
-        """A browser that went away in the middle is no error."""
+        """A browser that closes the connection is no error."""
         if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
 
 class Refused(Exception):
-    """A request that is not answered: the status and why."""
+    """A request that is refused: the status and the reason."""
 
     def __init__(self, status, reason):
         super().__init__(reason)
@@ -71,12 +71,12 @@ class Refused(Exception):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request: who asks is checked first, then what for."""
+    """One request. The sender is checked first, then the path and the body."""
 
     server_version, sys_version = "minift", ""
-    # Seconds of silence.
+    # Seconds without data, after which the connection is closed.
     timeout = 30
-    # Is the body still to come?
+    # Whether the body has not been read yet.
     unread = True
 
     def do_GET(self):
@@ -104,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send(refusal.status, {"error": str(refusal)})
         except MiniftError as error:
             self.send(400, {"error": str(error)})
-        # The browser has gone, or is silent.
+        # The browser has closed the connection, or sends nothing.
         except (ConnectionError, TimeoutError):
             raise
         except Exception as error:
@@ -112,14 +112,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send(500, {"error": f"a mistake in the program: {error!r:.200}; nothing was saved"})
 
     def check_sender(self):
-        """Refused unless Host and Origin, where there is one, are ours, and the token is right."""
+        """Raises Refused unless Host, Origin (if there is one) and token are right."""
         hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
         if len(hosts) != 1 or hosts[0].lower() not in self.server.hosts:
             raise Refused(403, "foreign Host")
         if any(origin.lower() not in {f"http://{host}" for host in self.server.hosts} for origin in origins):
             raise Refused(403, "foreign Origin")
         token = self.headers.get("X-Token", "")
-        # The address that was printed has it in its query.
+        # The printed address has the token in its query.
         if self.command == "GET":
             fields = dict(part.partition("=")[::2] for part in self.path.partition("?")[2].split("&"))
             token = token or fields.get("token", "")
@@ -127,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(403, "wrong or missing token; open the address that the command printed when it was started")
 
     def body(self, *keys):
-        """The request's JSON object, which must have these keys and no others."""
+        """The request's JSON object; it must have exactly these keys."""
         size = self.size()
         if size is None or self.headers.get("Transfer-Encoding"):
             raise Refused(411, "the request does not say how long it is")
@@ -140,18 +140,18 @@ class Handler(BaseHTTPRequestHandler):
         return values
 
     def size(self):
-        """How many bytes of body were announced; None when that is not said, or not in plain digits."""
+        """The announced number of bytes of the body; None when it is missing, or not in plain digits."""
         size = self.headers.get("Content-Length", "")
         return int(size) if size.isascii() and size.isdigit() and len(size) < 16 else None
 
     def drain(self):
-        """Read what a refused request still brings, within reason: closing on unread bytes would drop the reply."""
+        """Read the rest of a refused request, up to a limit. Otherwise the browser would lose the reply."""
         left = min(self.size() or 0, MOST_DRAINED) if self.unread else 0
         while left > 0 and (data := self.rfile.read1(min(left, LARGEST_BODY))):
             left -= len(data)
 
     def page(self):
-        """Send the page. Nothing is put into it but a number that no other script can know."""
+        """Send the page. Only a random number is put into it, which lets its own scripts run and no others."""
         nonce = secrets.token_urlsafe(16)
         text = self.server.page.replace("{nonce}", nonce)
         self.send(200, text, "text/html", PAGE_POLICY.format(nonce))
@@ -174,8 +174,9 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def send_error(self, code, message=None, explain=None):
-        """What the standard library itself refuses: malformed requests, and methods that have no do_ function here."""
-        self.send(405 if code == 501 else code, {"error": message or "bad request"})
+        """Called by the standard library for malformed requests, and for methods that have no do_ function here."""
+        code = 405 if code == 501 else code
+        self.send(code, {"error": message or "bad request"})
 
     def log_message(self, form, *args):
-        """Silence: addresses hold the token."""
+        """Print nothing, because the addresses hold the token."""

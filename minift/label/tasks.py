@@ -1,6 +1,6 @@
 """The three modes of the page: compare, annotate, write.
 
-A mode is an object that knows its items, shows one to a person, and makes a row of what was decided. Comparing is as in
+A mode is an object that has the items, shows one to a person, and turns a decision into a row. Comparing follows
 Christiano et al. 2017, "Deep reinforcement learning from human preferences", section 2.2. Left out: more than two
 answers at once, degrees of preference, labels that exclude or need each other.
 """
@@ -14,7 +14,7 @@ from minift.text.chat import chat_of, check_messages
 
 
 class Compare:
-    """Which of two answers is better? On which side each of them stands is drawn for each person and item."""
+    """Which of two answers is better? The side of each answer is random, for each person and item."""
 
     mode, required = "compare", ("prompt", "chosen", "rejected", "annotator", "id")
 
@@ -35,7 +35,7 @@ class Compare:
         return None if answers[0] == answers[1] else {"id": identity, "prompt": values["prompt"], "answers": answers}
 
     def answers(self, item, annotator):
-        """The two answers as this person sees them, left first; the same whenever the page is loaded again."""
+        """The two answers as this person sees them, left first. Loading the page again does not change the sides."""
         turned = random.Random(f"order/{self.seed}/{annotator}/{item['id']}").random() < 0.5
         return item["answers"][::-1] if turned else item["answers"]
 
@@ -43,7 +43,7 @@ class Compare:
         return {"id": item["id"], "messages": chat_of(item["prompt"]), "answers": self.answers(item, annotator)}
 
     def row(self, item, annotator, value):
-        """(row, decided). value: "left", "right", "tie", or None to skip. "order" says what stood left and right."""
+        """(row, decided). value: "left", "right", "tie", or None to skip. "order" is what stood left and right."""
         left, right = self.answers(item, annotator)
         if value in ("tie", None):
             return {"prompt": item["prompt"], "answers": [left, right], "verdict": value or "skip"}, False
@@ -55,14 +55,14 @@ class Compare:
             "order": ["chosen", "rejected"] if value == "left" else ["rejected", "chosen"]}, True
 
     def rating(self, item, row):
-        """What a row says of an item, whatever the order was: which answer, or "tie"; None for a skip."""
+        """A row's decision about an item: "first" or "second" (answer of the item), "tie", or None for a skip."""
         if row.get("chosen") in item["answers"]:
             return ("first", "second")[item["answers"].index(row["chosen"])]
         return "tie" if row.get("verdict") == "tie" else None
 
 
 class Annotate:
-    """Which of some labels does a text deserve?"""
+    """Which of several labels fits a text?"""
 
     mode, required = "annotate", ("text", "label", "annotator", "id")
 
@@ -71,7 +71,7 @@ class Annotate:
 
     @staticmethod
     def item(values, where):
-        """A row {"text"}, where needed with "text_pair", as an item; any label that it has is hidden."""
+        """A row {"text"}, or {"text", "text_pair"}, as an item. A label of the row is not shown."""
         texts = {key: values[key] for key in ("text", "text_pair") if values.get(key) is not None}
         if not all(isinstance(text, str) for text in texts.values()):
             raise MiniftError(f"{where}: text and text_pair must be strings; got {texts!r:.80}")
@@ -93,12 +93,12 @@ class Annotate:
 
 
 class Write:
-    """An instruction and its response, or several turns of both, from a person's head."""
+    """A person writes an instruction and its response, or several turns of both."""
 
     mode, required, items, labels = "write", ("messages",), {}, ()
 
     def row(self, item, annotator, value):
-        """(row, True). value: {"messages", "task"}; the id is made of the words, so that no row is there twice."""
+        """(row, True). value: {"messages", "task"}. The id is a hash of the messages, so that no row is there twice."""
         if not isinstance(value, dict) or not isinstance(value.get("task"), str) or not value["task"].strip():
             raise MiniftError("expected messages and the name of a task; fill in the task")
         messages = value.get("messages")
@@ -112,7 +112,7 @@ class Write:
 
 
 def by_id(items):
-    """Items by id, in their order; MiniftError for none and for two different ones with one id."""
+    """id -> item, in their order; MiniftError when there is none, or when two different items have one id."""
     found = {}
     for item in items:
         if found.setdefault(item["id"], item) != item:
@@ -123,7 +123,7 @@ def by_id(items):
 
 
 def item_id(values, content, where):
-    """The row's own id, a string or a number, or one made of its words, which stays when rows are added or moved."""
+    """The row's own id (a string or a number), else a hash of its content, which stays when rows are added or moved."""
     identity = values.get("id", digest(content))
     if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
         raise MiniftError(f"{where}: 'id' must be a string or a whole number; got {identity!r:.40}")

@@ -1,6 +1,6 @@
-"""Who has decided what, and what comes next for whom: a mode and its record together, for the server's threads.
+"""A mode and its record together, for the server's threads: what each person has decided, and their next item.
 
-Left out: items that go to some annotators only, changing a decision other than by undoing all after it.
+Left out: items for some annotators only; changing an earlier decision without undoing all later ones.
 """
 
 import math
@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 
 from minift.errors import MiniftError
 
-# characters.
+# In characters.
 LONGEST_NAME = 40
 
 
@@ -27,9 +27,9 @@ class Work:
             "annotators": self.annotators}
 
     def state(self, annotator):
-        """How far a person is, and the next item, None when all are done or there is none to show.
+        """How many items a person has done, and the next one; None when all are done or there is none to show.
 
-        {"annotator", "done", "total", "item", "last": the id of the last decision, which undo wants to hear}
+        {"annotator", "done", "total", "item", "last": the id of the last decision, which undo needs}
         """
         name, items = self.checked(annotator), self.task.items
         mine = self.mine(name)
@@ -41,7 +41,7 @@ class Work:
             "last": identity_of(mine[-1][0]) if mine else None}
 
     def answer(self, annotator, identity, value, seconds):
-        """Write down what a person decided, then give the next state. What was decided before is not changed."""
+        """Record a person's decision and return the next state. An item that was decided before is not changed."""
         name, now = self.checked(annotator), datetime.now(timezone.utc).isoformat(timespec="microseconds")
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
             raise MiniftError(f"seconds is {seconds!r:.40}; expected a number of at least 0")
@@ -57,7 +57,7 @@ class Work:
         return self.state(name)
 
     def undo(self, annotator, last):
-        """Take a person's last decision back, if it is the one with the id `last`: a request sent twice undoes once.
+        """Undo a person's last decision if its id is `last`; so a request that is sent twice undoes only one.
 
         Returns the next state; "undone" in it is the row, or None.
         """
@@ -70,7 +70,7 @@ class Work:
         return {**self.state(name), "undone": mine[-1][0] if undone else None}
 
     def mine(self, name):
-        """A person's entries about the items of today; an earlier round in the same file is another matter."""
+        """A person's entries about the present items; the file may also hold an earlier round."""
         items = self.task.items
         return [entry for entry in self.record.of(name) if not items or identity_of(entry[0]) in items]
 
@@ -84,7 +84,7 @@ class Work:
         return name
 
     def ratings(self):
-        """(names, ids, annotators x items): what each person said of each item; None where nothing was decided."""
+        """(names, ids, ratings): ratings are annotators x items, None where there is no decision."""
         said = {}
         for row, _ in self.record.entries:
             item = self.task.items.get(identity_of(row))

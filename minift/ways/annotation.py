@@ -1,10 +1,10 @@
-"""People who label the same items: how far they agree, where they do not, and which label to keep.
+"""Several people label the same items: how far they agree, on which items they disagree, and which label to keep.
 
 Kappa: Cohen 1960, eq. 1. Alpha: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", by the coincidence
 matrix. Adjudication: Dawid & Skene 1979, "Maximum Likelihood Estimation of Observer Error-Rates Using the EM
 Algorithm". Left out: weighted kappa, items that are harder than others.
 
-`ratings` are annotators x items: ratings[a][i] is what annotator a said of item i, None where nothing was said.
+`ratings` are annotators x items: ratings[a][i] is annotator a's rating of item i, None where there is none.
 """
 
 import numbers
@@ -37,7 +37,7 @@ def by_item(ratings):
 
 
 def percent_agreement(ratings):
-    """The share of agreeing pairs of annotators, the mean over items with at least two ratings; chance counts in."""
+    """The share of agreeing pairs of annotators: mean over items with two or more ratings. Chance is not removed."""
     items = [said for said in by_item(check_ratings(ratings)) if len(said) > 1]
     shares = [sum(x == y for x, y in combinations(said, 2)) / (len(said) * (len(said) - 1) / 2) for said in items]
     return sum(shares) / len(shares)
@@ -46,8 +46,9 @@ def percent_agreement(ratings):
 def cohen_kappa(a, b):
     """(p_o - p_e) / (1 - p_e): agreement of two annotators beyond chance, 1 when perfect, 0 at chance.
 
-    a, b: their labels of the same items; items that one of them left out (None) do not count. p_e: what two annotators
-    with these frequencies would reach by chance. Raises MiniftError when both use one and the same label throughout.
+    a, b: their labels of the same items; an item that one of them left out (None) does not count. p_o: the observed
+    agreement. p_e: the agreement by chance of two annotators with these frequencies. Raises MiniftError when both
+    always use the same single label.
     """
     pairs = [(x, y) for x, y in zip(*check_ratings([a, b])) if x is not None and y is not None]
     n, first, second = len(pairs), Counter(x for x, _ in pairs), Counter(y for _, y in pairs)
@@ -61,8 +62,9 @@ def cohen_kappa(a, b):
 def krippendorff_alpha(ratings, level="nominal"):
     """1 - D_o / D_e: observed over expected disagreement, for any number of annotators and with gaps.
 
-    level: how far two values differ: "nominal" (0 or 1), "ordinal" (by rank), "interval" (difference), "ratio"
-    (difference over sum); but for nominal ones values must be numbers. Raises MiniftError when only one value occurs.
+    level: how the difference of two values is measured: "nominal" (0 or 1), "ordinal" (by rank), "interval"
+    (difference), "ratio" (difference over sum). Except for "nominal", values must be numbers. Raises MiniftError when
+    only one value occurs.
     """
     if level not in LEVELS:
         raise MiniftError(f"level is {level!r}; expected one of {', '.join(LEVELS)}")
@@ -87,10 +89,10 @@ def krippendorff_alpha(ratings, level="nominal"):
 
 
 def distances(values, counts, level):
-    """(L, L) squared differences between values: of a label, of ranks, of numbers, of proportions."""
+    """(L, L) squared differences between the L values, as `level` measures them."""
     if level == "nominal":
         return 1.0 - np.eye(len(values))
-    # The ratings between the two values, and half of those at both ends.
+    # How many ratings lie between the two values, with half of those at both ends.
     if level == "ordinal":
         rank = np.cumsum(counts) - counts / 2
         return (rank[:, None] - rank[None, :]) ** 2
@@ -100,10 +102,10 @@ def distances(values, counts, level):
 
 
 def bootstrap(statistic, ratings, seed=0, level=0.95, n=1000):
-    """(low, high): where a statistic of ratings lies when the items are drawn again, with confidence `level`.
+    """(low, high): the bootstrap interval of a statistic of ratings, with confidence `level`; items are drawn again.
 
-    statistic(ratings) -> float, as krippendorff_alpha, or lambda r: cohen_kappa(*r). Draws for which it is not defined
-    (one label only) are left out. Raises MiniftError when it is defined for none.
+    statistic(ratings) -> float, such as krippendorff_alpha, or lambda r: cohen_kappa(*r). Draws for which it is not
+    defined (one label only) are left out. Raises MiniftError when it is defined for no draw.
     """
     columns, rng, found = list(zip(*check_ratings(ratings))), random.Random(seed), []
     for _ in range(n):
@@ -132,7 +134,7 @@ def disputed_items(ratings):
 
 
 def agreement_with_others(ratings):
-    """For each annotator the share of the others' ratings of the same items that equal hers; None when none overlap."""
+    """For each annotator, the share of the others' ratings of the same items that equal theirs; None if there is none."""
     rows, found = check_ratings(ratings), []
     for a, row in enumerate(rows):
         same = []
@@ -147,24 +149,27 @@ def agreement_with_others(ratings):
 
 
 def majority(ratings):
-    """The most frequent rating of each item; None for a tie, and for an item that nobody rated: ask somebody else."""
+    """The most frequent rating of each item; None for a tie and for an item without ratings: ask another annotator."""
     if len({len(row) for row in ratings}) > 1:
         raise MiniftError("every annotator needs an entry for each item (None where there is none)")
     labels = []
     for said in by_item(ratings):
         counts = Counter(said).most_common(2)
         tied = not counts or (len(counts) > 1 and counts[0][1] == counts[1][1])
-        labels.append(None if tied else counts[0][0])
+        label = None if tied else counts[0][0]
+        labels.append(label)
     return labels
 
 
 def dawid_skene(ratings, iterations=200, tolerance=1e-8):
-    """Labels by EM: an annotator who errs often, or always in one way, counts less, or counts the other way.
+    """Labels by EM, from the ratings and each annotator's errors, which are estimated together.
 
+    An annotator who is often wrong counts less, and one who is mostly wrong counts in favour of the other labels.
     Returns (posteriors, confusions, labels): posteriors (items, L), the probability of each label; confusions
-    (annotators, L, L), how often an annotator says the column when the row is right; labels, the L labels in order.
-    It begins with the shares of the votes; an item that nobody rated gets the labels' frequencies.
+    (annotators, L, L), how often an annotator gives the column's label when the row's is right; labels, the L labels in
+    order. EM begins with the shares of the votes. An item without ratings gets the frequencies of the labels.
     """
+    # Count the ratings; their shares are the first posteriors.
     rows = check_ratings(ratings)
     labels = sorted(set(chain.from_iterable(rows)) - {None}, key=str)
     said = np.zeros((len(rows), len(rows[0]), len(labels)))  # (A, N, L)
@@ -175,6 +180,7 @@ def dawid_skene(ratings, iterations=200, tolerance=1e-8):
     votes = said.sum(0)  # (N, L)
     rated = votes.sum(1, keepdims=True) > 0
     posteriors = np.where(rated, votes / np.maximum(votes.sum(1, keepdims=True), 1), 1 / len(labels))
+    # Repeat both steps until the posteriors stay.
     for _ in range(iterations):
         # M step, eq. 2.4.
         frequencies = posteriors[rated[:, 0]].mean(0)
@@ -194,11 +200,11 @@ def dawid_skene(ratings, iterations=200, tolerance=1e-8):
 
 
 def simulate(truth, labels, confusions, seed=0, missing=0.0):
-    """Ratings of simulated annotators whose error models are known: annotators x items.
+    """Ratings of simulated annotators with known errors: annotators x items.
 
-    truth: the right label of each item. labels: the L labels, in the order of the matrices. confusions: one (L, L)
-    matrix for each annotator, whose row says how often she gives each label when the row's is right. missing: the share
-    of ratings that are not given.
+    truth: the right label of each item. labels: the L labels, in the order of the matrices. confusions: for each
+    annotator one (L, L) matrix; its row says how often they give each label when the row's label is right. missing: the
+    share of ratings that are not given.
     """
     rng, ratings = random.Random(seed), []
     for matrix in confusions:
@@ -211,6 +217,6 @@ def simulate(truth, labels, confusions, seed=0, missing=0.0):
 
 
 def noisy(accuracy, n_label):
-    """The error model of an annotator who is right with probability `accuracy` and else says any other label."""
+    """The (L, L) matrix of an annotator who is right with probability `accuracy`; wrong labels are equally likely."""
     other = (1 - accuracy) / (n_label - 1)
     return [[accuracy if i == j else other for j in range(n_label)] for i in range(n_label)]

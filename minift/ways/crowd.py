@@ -1,8 +1,9 @@
-"""Way 3 of making instruction data, simulated: a crowd labels items under guidelines, and its labels are adjudicated.
+"""Way 3 of making instruction data, simulated: a crowd labels items by guidelines, and its labels are adjudicated.
 
-A label goes wrong in two ways here. A slip is one annotator's own and may hit any item. A misreading is shared: some
-items are pitfalls (a negation, a late turn), on which whoever has no rule goes wrong in the same way. Both numbers are
-assumptions, written down below; what follows from them is computed. Left out: annotators who learn, or tire.
+A label can be wrong for two reasons. A slip is the error of one annotator, on any item. A misreading is shared: some
+items are pitfalls (a negation, a late turn), and annotators whose guidelines have no rule for them often make the same
+error. The sizes of both are assumptions, written down below; everything else follows from them by computation. Left
+out: annotators who learn or tire.
 """
 
 import random
@@ -10,13 +11,13 @@ import random
 from minift.errors import MiniftError
 from minift.ways import annotation
 
-# Minutes for a label, at the pace that data/guidelines.md plans.
+# Minutes for one label, as data/guidelines.md plans.
 MINUTES = 0.25
 # The share of the items that are pitfalls.
 PITFALLS = 0.15
-# The share of the pitfalls that each annotator misreads, by guidelines.
+# Guidelines -> the share of the pitfalls that each annotator misreads.
 MISREAD = {"vague": 0.6, "clear": 0.1}
-# An annotator who mostly says what stands first.
+# An annotator who mostly chooses the first option.
 HASTY = [[0.95, 0.05], [0.6, 0.4]]
 # How the annotators slip: rows are the right label, columns the label that is given.
 PEOPLE = (*(annotation.noisy(accuracy, 2) for accuracy in (0.92, 0.86, 0.9, 0.7)), HASTY)
@@ -27,7 +28,7 @@ TASKS = (
 
 
 def options(row):
-    """The two answers between which an annotator decides, the first one first."""
+    """The two answers from which an annotator chooses, in their order."""
     fields = row["fields"]
     if "one" in fields:
         return fields["one"], fields["two"]
@@ -35,7 +36,7 @@ def options(row):
 
 
 def rate(truth, guidelines, n_annotators, seed=0):
-    """Ratings (annotators x items) of items whose right option is 0 or 1 (truth), by the first n of PEOPLE.
+    """Ratings (annotators x items) by the first n_annotators of PEOPLE. truth: the right option of each item, 0 or 1.
 
     guidelines: "vague" or "clear". Raises MiniftError for others, and for more people than there are.
     """
@@ -55,7 +56,7 @@ def rate(truth, guidelines, n_annotators, seed=0):
 
 
 def adjudicate(ratings, how="dawid-skene"):
-    """The label, 0 or 1, to keep for each item: of the majority, or of Dawid and Skene's model of the annotators."""
+    """The label, 0 or 1, to keep for each item: the majority's, or that of Dawid and Skene's model."""
     if len(ratings) == 1:
         return list(ratings[0])
     if how == "majority":
@@ -78,8 +79,8 @@ def labelled_rows(rows, seed, guidelines="clear", n_annotators=3):
 def what_it_buys(n=1000, seeds=(0, 1, 2), sizes=(1, 3, 5)):
     """Rows {"guidelines", "annotators", "minutes", "alpha", "majority", "dawid_skene"}: means over seeds.
 
-    minutes: of an item; alpha: Krippendorff's, None for one annotator; the last two: the share of wrong labels after
-    adjudication.
+    minutes: of all annotators, for one item. alpha: Krippendorff's, None for one annotator. majority, dawid_skene: the
+    share of wrong labels after adjudication.
     """
     rows = []
     for guidelines in MISREAD:
@@ -93,7 +94,7 @@ def what_it_buys(n=1000, seeds=(0, 1, 2), sizes=(1, 3, 5)):
 
 
 def measure(n, seed, guidelines, size):
-    """alpha and the errors after adjudication of n items, half of them of either label."""
+    """alpha, and the errors after adjudication, of n items; half of them have each label."""
     truth = [i % 2 for i in range(n)]
     ratings = rate(truth, guidelines, size, seed)
     error = {

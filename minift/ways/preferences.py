@@ -1,7 +1,8 @@
-"""Preferences: for each prompt sample two answers from a model, and let somebody choose the better one.
+"""Preferences: sample two answers to each prompt from a model, and let an annotator choose the better one.
 
-Christiano et al. 2017, "Deep reinforcement learning from human preferences", section 2.2; the simulated annotator errs
-as Bradley and Terry (1952) say. Left out: more than two answers, answers from different models, ties.
+Christiano et al. 2017, "Deep reinforcement learning from human preferences", section 2.2. The errors of the
+simulated annotator follow the model of Bradley and Terry (1952). Left out: more than two answers, answers from
+different models, ties.
 """
 
 import math
@@ -14,7 +15,7 @@ from minift.text.answers import sample_answers
 def sample_pairs(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, batch_size=64, seed=0):
     """Two sampled answers to each prompt: a list of {"prompt", "answers": [first, second]}.
 
-    Prompts whose two answers came out the same are left out: they hold no preference.
+    A prompt whose two answers are equal is left out, because it shows no preference.
     """
     doubled = list(chain.from_iterable(zip(prompts, prompts)))
     answers = sample_answers(
@@ -29,8 +30,8 @@ def sample_pairs(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, 
 def chooses_first(score_first, score_second, rng, noise=1.0):
     """A simulated annotator: True with probability sigmoid((score_first - score_second) / noise).
 
-    At noise 1 a difference of one point is judged right 73 % of the time, of three points 95 %; noise 0 never errs
-    (a tie is then a coin's throw). rng: random.Random.
+    At noise 1 the better answer wins in 73 % of the cases if it is one point better, in 95 % if it is three points
+    better. At noise 0 the annotator makes no error, and a tie is decided by chance. rng: random.Random.
     """
     difference = score_first - score_second
     if noise == 0:
@@ -41,7 +42,7 @@ def chooses_first(score_first, score_second, rng, noise=1.0):
 def annotate(pairs, score, *, noise=1.0, seed=0):
     """Rows {"prompt", "chosen", "rejected", "gold": (chosen's, rejected's)} as a simulated annotator would give them.
 
-    score(prompt, answer) -> float is what the annotator would think without noise.
+    score(prompt, answer) -> float: the annotator's judgement before the noise.
     """
     rng, rows = random.Random(f"annotate/{seed}"), []
     for pair in pairs:

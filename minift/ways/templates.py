@@ -1,9 +1,9 @@
 """Instructions from labelled examples: an example is a set of fields, a template is text with {slots} for them.
 
-Wei et al. 2021, "Finetuned Language Models Are Zero-Shot Learners", section 2.1: many templates a task, a few of them
-inverted, so that they ask for the example and give the label ("write a story that ends sadly"). Templates are split
-into seen and held-out, to tell a learned task from a learned wording. Left out: conditions and loops in a template,
-several turns, exemplars in the prompt.
+Wei et al. 2021, "Finetuned Language Models Are Zero-Shot Learners", section 2.1: many templates for each task. A few
+are inverted: they give the label and ask for the example ("write a story that ends sadly"). Templates are split into
+seen and held-out ones, to distinguish a learned task from a learned wording. Left out: conditions and loops in a
+template, several turns, exemplars in the prompt.
 """
 
 import random
@@ -14,9 +14,9 @@ from minift.errors import MiniftError
 from minift.text.chat import check_messages
 
 SPLITS = ("seen", "held-out")
-# What a template need not say.
+# Values of the keys that a template may leave out.
 DEFAULTS = {"inverted": False, "split": "seen"}
-# Of two braces, of one slot, or a brace that stands alone.
+# Matches a doubled brace, a slot, or a single brace.
 MARK = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 SLOT = re.compile(r"\w+(?:[ -]\w+)*")
 
@@ -24,8 +24,8 @@ SLOT = re.compile(r"\w+(?:[ -]\w+)*")
 def fill(text, fields, where="the template"):
     """The template's text with {slot} replaced by fields["slot"] and {{ }} by braces, in one pass over the template.
 
-    fields: name -> str. A value is data: whatever braces, markers or names of special tokens it holds, it is put in as
-    it is and never looked at again. Raises MiniftError, which starts with `where`, for a slot that has no field.
+    fields: name -> str. A value is data: it is put in as it is, and braces or special tokens in it mean nothing. Raises
+    MiniftError, which starts with `where`, for a slot that has no field.
     """
     def value(mark):
         if mark[0] in ("{{", "}}"):
@@ -41,7 +41,7 @@ def fill(text, fields, where="the template"):
 
 
 def slots(text, where="the template"):
-    """The names of a template's slots, in order; MiniftError for a brace that stands alone or a name that is none."""
+    """The names of a template's slots, in order; MiniftError for a single brace or a name that is not allowed."""
     return [slot_name(mark, where) for mark in MARK.finditer(text) if mark[0] not in ("{{", "}}")]
 
 
@@ -64,8 +64,8 @@ def read_templates(path):
     """A JSON file of templates, checked: task -> {"cluster": str, "templates": [template, ...]}.
 
     A template has the keys instruction, response (texts with slots), inverted (default false) and split ("seen" or
-    "held-out", default seen); it is known by its number, from 1. Raises MiniftError that names file, task and template:
-    for keys that are unknown or missing, texts that are empty or twice in a task, bad slots, a task without a seen one.
+    "held-out", default seen). Its number, from 1, identifies it. Raises MiniftError that names file, task and template
+    for unknown or missing keys, empty or repeated texts, bad slots, and a task without a seen template.
     """
     tasks = read_json(path)
     if not isinstance(tasks, dict) or not tasks:
@@ -119,7 +119,7 @@ def check_split(split, where):
 
 
 def check_keys(entry, required, optional, where):
-    """MiniftError unless entry is an object with all required keys and none besides those and the optional ones."""
+    """MiniftError unless entry is an object with all required keys; apart from them it may have the optional ones."""
     if not isinstance(entry, dict):
         raise MiniftError(f"{where}: expected an object with the keys {', '.join(required)}; got {entry!r:.80}")
     missing = [key for key in required if key not in entry]
@@ -133,11 +133,11 @@ def check_keys(entry, required, optional, where):
 
 
 def instantiate(rows, templates, *, split="seen", seed=0, source="template", inverted=True, name="row"):
-    """A chat of each labelled row, through a template of its task that is drawn from the seed.
+    """A chat of each labelled row, by a random template of its task.
 
-    rows: {"task", "fields": {name: value}, "id"}, or rows whose own strings and numbers are the fields; a row without
-    a task has the only one there is, one without an id is named after its task and number.
-    templates: what read_templates returns. split: whose templates. inverted: False leaves the inverted ones out.
+    rows: {"task", "fields": {name: value}, "id"}, or rows whose own strings and numbers are the fields. Without a task
+    the file must have only one; without an id the row gets its task and number. templates: what read_templates returns.
+    split: which templates to use. inverted: False leaves the inverted ones out.
     Returns dicts {"messages": [user, assistant], "task", "cluster", "source", "id", "template": its number,
     "inverted"}. Raises MiniftError, which begins with `name` and the row's number.
     """
@@ -173,7 +173,9 @@ def fill_chat(template, fields, where):
 
 
 def task_of(row, templates, where):
-    task = row.get("task", next(iter(templates)) if len(templates) == 1 else None)
+    task = row.get("task")
+    if "task" not in row and len(templates) == 1:
+        task, = templates
     if task is None:
         raise MiniftError(
             f'{where}: the key "task" is missing; it says which of these templates to use: '
@@ -184,7 +186,7 @@ def task_of(row, templates, where):
 
 
 def fields_of(row):
-    """name -> text: the strings and numbers under "fields", or of the row itself; true, null and lists are no text."""
+    """name -> text: the strings and numbers under "fields", or else of the row itself. Other values are left out."""
     fields = row["fields"] if isinstance(row.get("fields"), dict) else row
     return {
         name: str(value) for name, value in fields.items()
