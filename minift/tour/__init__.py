@@ -1,7 +1,7 @@
 """The main job: one model goes through every kind of fine-tuning, end to end, on the embedded world.
 
-Eleven stages, each a function `stage(tour) -> Result` that trains for real, evaluates on held-out data and saves what
-the next ones need. The closing table, the pictures, every checkpoint and report.html go to one folder.
+It has eleven stages. Each is a function `stage(tour) -> Result`, which trains a model, evaluates it on held-out data
+and saves what later stages need. The closing table, the pictures, every checkpoint and report.html go to one folder.
 """
 
 import shutil
@@ -17,7 +17,7 @@ from minift.tour import adapt, align, encode, instruct, prefer, unseen
 from minift.tour.arc import draw_arc
 from minift.tour.common import Clock, Result, Settings, Tour, quick
 
-# name -> (stage, what the reader sees, seconds that it may take on two CPU cores, stages whose results it needs)
+# Name -> (stage, title, its budget in seconds on two CPU cores, stages whose results it needs).
 STAGES = {
     "base": (adapt.base, "1. The pretrained base", 3, ()),
     "continued": (adapt.continued, "2. Continued pre-training, with and without replay", 52, ()),
@@ -36,21 +36,21 @@ COLUMNS = ("stage", "measure", "before", "after", "seconds", "budget")
 def run(out="runs/tour", seed=0, seeds=None, stages=None, quick=False, resume=False):
     """The tour for one seed, or for several (seeds=[0, 1, 2]) with mean and spread; returns the measures of each seed.
 
-    stages: names of STAGES to run, None for all; earlier ones must lie in `out` already. quick: a rehearsal.
-    resume: keep the stages that are finished in `out`. Raises MiniftError for an unknown stage or a folder in use.
+    stages: names of STAGES to run, None for all; the stages that they need must be finished in `out`. quick: run each
+    stage for a few steps only, as a test. resume: keep the stages that are finished in `out`. Raises MiniftError for an
+    unknown stage, and for one that lacks a stage it needs.
     """
     check_data_folder("the tour")
-    stages = check_stages(stages)
+    out, stages = Path(out), check_stages(stages)
     if seeds is None:
-        return [run_seed(Path(out), seed, stages, quick, resume)]
-    found = [run_seed(Path(out) / f"seed-{one}", one, stages, quick, resume) for one in seeds]
+        return [run_seed(out, seed, stages, quick, resume)]
+    found = [run_seed(out / f"seed-{one}", one, stages, quick, resume) for one in seeds]
     spread = summary(found)
-    write_json(Path(out) / "seeds.json", {"seeds": list(seeds), "quick": quick, "summary": spread, "runs": found})
-    draw_seeds(Path(out) / "seeds.png", spread)
+    write_json(out / "seeds.json", {"seeds": list(seeds), "quick": quick, "summary": spread, "runs": found})
+    draw_seeds(out / "seeds.png", spread)
     print(f"\nMean and standard deviation over seeds {', '.join(map(str, seeds))}:\n")
-    print(
-        report.table_text(
-            [{"measure": name, **row} for name, row in spread.items()], ("measure", "mean", "std", "min", "max")))
+    rows = [{"measure": name, **row} for name, row in spread.items()]
+    print(report.table_text(rows, ("measure", "mean", "std", "min", "max")))
     return found
 
 
@@ -64,7 +64,8 @@ def check_stages(stages):
 
 def run_seed(out, seed, stages, is_quick, resume):
     """All stages for one seed; returns the measures by stage."""
-    tour = Tour(out, seed, quick() if is_quick else Settings())
+    settings = quick() if is_quick else Settings()
+    tour = Tour(out, seed, settings)
     prepare(tour, stages, resume)
     clock = Clock()
     for name in stages:
@@ -83,7 +84,7 @@ def run_seed(out, seed, stages, is_quick, resume):
 
 
 def prepare(tour, stages, resume):
-    """Make the folder, load the results of stages that are done, and refuse stages that lack what they need."""
+    """Make the folder and load the results of finished stages; MiniftError for a stage that lacks one it needs."""
     done = {name: tour.out / "stages" / f"{name}.json" for name in STAGES}
     present = [name for name, path in done.items() if path.exists()]
     if present and not resume and len(stages) == len(STAGES):
@@ -99,19 +100,20 @@ def prepare(tour, stages, resume):
 
 
 def run_stage(tour, name):
-    """Run one stage, say what happened, and keep its result on disk."""
+    """Run one stage, print what it found, and save its result."""
     stage, title, budget, _ = STAGES[name]
     print(f"\n{title}", file=sys.stderr, flush=True)
     clock = Clock()
     result = stage(tour)
     result.seconds = clock()
     print(f"{title}: {result.sentence} ({result.seconds:.0f} s of {budget} s)", flush=True)
-    result.save(tour.out / "stages" / f"{name}.json")
-    tour.results[name] = Result.load(tour.out / "stages" / f"{name}.json")
+    path = tour.out / "stages" / f"{name}.json"
+    result.save(path)
+    tour.results[name] = Result.load(path)
 
 
 def table(tour):
-    """The closing table: a row a stage."""
+    """The closing table: one row for each stage."""
     return [
         {"stage": STAGES[name][1], **result.row, "seconds": round(result.seconds), "budget": STAGES[name][2]}
         for name, result in ordered(tour)]
@@ -122,7 +124,7 @@ def ordered(tour):
 
 
 def write(tour, rows):
-    """report.html: the overview, the table, and a section a stage."""
+    """Write report.html: the overview, the table, and a section for each stage."""
     sections = [
         report.Section(STAGES[name][1], result.sentence, result.rows or None, result.texts, result.pictures)
         for name, result in ordered(tour)]
@@ -151,21 +153,20 @@ def summary(found):
 
 
 def spread(numbers):
-    """Mean, sample standard deviation (0 for one number), least and greatest."""
+    """{"mean", "std", "min", "max"}; std: the sample standard deviation, 0 for a single number."""
     std = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
     return {"mean": statistics.fmean(numbers), "std": std, "min": min(numbers), "max": max(numbers)}
 
 
 def draw_seeds(path, spread_of):
-    """The measures by which the tour is judged: mean and spread over seeds."""
-    shares = ("lora_share_of_gain", "exact_match", "reward_accuracy_gold", "win_rate_ppo", "win_rate_dpo")
-    golds, kls = ("gold_sft", "gold_ppo", "gold_dpo"), ("kl_ppo", "kl_dpo")
+    """Draw the main measures of the tour: mean and standard deviation over seeds."""
+    panels = {
+        "share": ("lora_share_of_gain", "exact_match", "reward_accuracy_gold", "win_rate_ppo", "win_rate_dpo"),
+        "gold score (0 to 10)": ("gold_sft", "gold_ppo", "gold_dpo"),
+        "KL to SFT (nats a response)": ("kl_ppo", "kl_dpo")}
     fig, axes = show.figure(1, 3, width=12)
-    for axis, names, label in zip(
-        axes, (shares, golds, kls), ("share", "gold score (0 to 10)", "KL to SFT (nats a response)")
-    ):
-        names = [name for name in names if name in spread_of]
-        show.bars(
-            axis, [name.replace("_", " ") for name in names], [spread_of[name]["mean"] for name in names],
-            [spread_of[name]["std"] for name in names], ylabel=label)
+    for axis, (label, names) in zip(axes, panels.items()):
+        found = {name.replace("_", " "): spread_of[name] for name in names if name in spread_of}
+        means, stds = ([one[key] for one in found.values()] for key in ("mean", "std"))
+        show.bars(axis, list(found), means, stds, ylabel=label)
     show.save(fig, path)

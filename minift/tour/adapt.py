@@ -8,7 +8,7 @@ from minift.core.generate import generate
 from minift.core.train import train
 from minift.evaluation.metrics import perplexity
 from minift.formats.adapter import save_adapter
-from minift.formats.checkpoint import load_model, save_model
+from minift.formats.checkpoint import save_model
 from minift.methods import lora
 from minift.methods.pretrain import make_pretrain_loss, replay
 from minift.text.batches import Windows
@@ -24,7 +24,8 @@ DOMAIN = "notices"
 def base(tour):
     """1. What the pretrained decoder writes, and how well it predicts stories that it has not read."""
     model, tokenizer = tour.load("base")
-    loss = text_loss(model, tokenizer, stories(tour.settings.n_valid, tour.seed, "test"))
+    held_out = stories(tour.settings.n_valid, tour.seed, "test")
+    measured = perplexity(text_loss(model, tokenizer, held_out), 1)
     prompt = torch.tensor([tokenizer.encode("One sunny morning")] * 3)
     generator = torch.Generator().manual_seed(tour.seed)
     out = generate(model, prompt, max_new_tokens=90, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
@@ -33,20 +34,20 @@ def base(tour):
     draw.draw_base(tour)
     n = sum(p.numel() for p in model.parameters())
     return Result(
-        f"The pretrained base ({n:,} parameters) predicts unread stories at a perplexity of {perplexity(loss, 1):.2f}.",
-        {"base_perplexity": perplexity(loss, 1)},
-        change("perplexity of stories (before: V)", tokenizer.vocab_size, perplexity(loss, 1)),
+        f"The pretrained base ({n:,} parameters) predicts unread stories at a perplexity of {measured:.2f}.",
+        {"base_perplexity": measured},
+        change("perplexity of stories (before: V)", tokenizer.vocab_size, measured),
         texts=[(f"sample {i + 1}", text) for i, text in enumerate(samples)],
         pictures=[tour.picture("base")])
 
 
-def domain_windows(tour, tokenizer, texts, seed):
-    """Windows of the context's length over the joined texts."""
-    return Windows(join(tokenizer, texts), 256, tour.settings.window_batch, seed)
+def windows_of(tour, tokenizer, texts):
+    """Batches of windows, each as long as the context, over the joined texts."""
+    return Windows(join(tokenizer, texts), 256, tour.settings.window_batch, tour.seed)
 
 
 def adapt(tour, model, tokenizer, windows, lr, name):
-    """Train on windows; returns the history of both domains' losses: steps, new, old."""
+    """Train the model on windows. Returns rows {"step", "new_loss", "old_loss", ...}: losses in nats per token."""
     valid = {
         "new": domain_texts(DOMAIN, tour.settings.n_valid, tour.seed, "test"),
         "old": stories(tour.settings.n_valid, tour.seed, "test")}
@@ -70,41 +71,42 @@ def continued(tour):
     for name in ("plain", "replay"):
         torch.manual_seed(tour.seed)
         model, tokenizer = tour.load("base")
-        windows = domain_windows(tour, tokenizer, domain_texts(DOMAIN, s.n_domain, tour.seed), tour.seed)
+        windows = windows_of(tour, tokenizer, domain_texts(DOMAIN, s.n_domain, tour.seed))
         if name == "replay":
-            old = domain_windows(tour, tokenizer, documents(s.n_domain, f"replay/{tour.seed}"), tour.seed)
+            old = windows_of(tour, tokenizer, documents(s.n_domain, f"replay/{tour.seed}"))
             windows = replay(windows, old, s.replay_share, tour.seed)
         runs[name] = adapt(tour, model, tokenizer, windows, s.domain_lr, f"continued, {name}")
         save_model(model, tokenizer, tour.out / f"continued-{name}")
     # Measure both domains before and after.
-    plain, with_replay = runs["plain"], runs["replay"]
-    rise = plain[-1]["old_loss"] - plain[0]["old_loss"]
+    (first, *_, last), replayed = runs["plain"], runs["replay"][-1]
+    rows = [
+        {"run": name, "new domain": perplexity(row["new_loss"], 1), "old domain": perplexity(row["old_loss"], 1)}
+        for name, row in (("before", first), ("new text only", last), ("with replay", replayed))]
+    before, plain, with_replay = rows
+    rise = last["old_loss"] - first["old_loss"]
     measures = {
-        "new_perplexity_before": perplexity(plain[0]["new_loss"], 1),
-        "new_perplexity": perplexity(plain[-1]["new_loss"], 1),
-        "old_perplexity_before": perplexity(plain[0]["old_loss"], 1),
-        "old_perplexity": perplexity(plain[-1]["old_loss"], 1),
-        "old_perplexity_with_replay": perplexity(with_replay[-1]["old_loss"], 1),
-        "new_perplexity_with_replay": perplexity(with_replay[-1]["new_loss"], 1),
-        "forgetting_with_replay": (with_replay[-1]["old_loss"] - plain[0]["old_loss"]) / rise,
-        "new_loss_before": plain[0]["new_loss"], "new_loss": plain[-1]["new_loss"]}
-    draw.draw_continued(tour, plain, with_replay)
+        "new_perplexity_before": before["new domain"], "new_perplexity": plain["new domain"],
+        "old_perplexity_before": before["old domain"], "old_perplexity": plain["old domain"],
+        "old_perplexity_with_replay": with_replay["old domain"],
+        "new_perplexity_with_replay": with_replay["new domain"],
+        "forgetting_with_replay": (replayed["old_loss"] - first["old_loss"]) / rise,
+        "new_loss_before": first["new_loss"], "new_loss": last["new_loss"]}
+    draw.draw_continued(tour, runs["plain"], runs["replay"])
+    # Report what was learned, and what was forgotten without and with replay.
     return Result(
         f"Reading only notices, the model learns them (perplexity {measures['new_perplexity_before']:.0f} to "
         f"{measures['new_perplexity']:.1f}) and forgets stories ({measures['old_perplexity_before']:.1f} to "
         f"{measures['old_perplexity']:.1f}); with replay the stories' loss rises by "
         f"{measures['forgetting_with_replay']:.0%} of that.",
         measures,
-        change("perplexity, new domain", measures["new_perplexity_before"], measures["new_perplexity"]),
-        rows=[
-            {"run": name, "new domain": perplexity(run[-1]["new_loss"], 1),
-             "old domain": perplexity(run[-1]["old_loss"], 1)}
-            for name, run in (("before", plain[:1]), ("new text only", plain), ("with replay", with_replay))],
+        change("perplexity, new domain", before["new domain"], plain["new domain"]),
+        rows=rows,
         pictures=[tour.picture("continued")])
 
 
 def low_rank(tour):
-    """3. LoRA on the same domain and steps: how much of full fine-tuning's gain, for how few parameters; merging."""
+    """3. LoRA on the same domain and steps: its share of full fine-tuning's gain and of the parameters; merging."""
+    # Load the base.
     s = tour.settings
     torch.manual_seed(tour.seed)
     model, tokenizer = tour.load("base")
@@ -112,7 +114,7 @@ def low_rank(tour):
     # Add the adapters and train only them, on the text that full fine-tuning saw.
     lora.add_lora(model, s.lora_rank, 2 * s.lora_rank)
     n_lora = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    windows = domain_windows(tour, tokenizer, domain_texts(DOMAIN, s.n_domain, tour.seed), tour.seed)
+    windows = windows_of(tour, tokenizer, domain_texts(DOMAIN, s.n_domain, tour.seed))
     run = adapt(tour, model, tokenizer, windows, s.lora_lr, "lora")
     full = tour.results["continued"].measures
     save_adapter(model, tour.out / "lora-adapter", base=str(tour.base))
@@ -124,9 +126,10 @@ def low_rank(tour):
         lora.merge_lora(model)
         difference = ((model(ids) - apart).abs().max() / apart.abs().max()).item()
     save_model(model, tokenizer, tour.out / "lora-merged")
-    speed = speed_ratio(load_model(tour.out / "lora-merged")[0], tour.load("base")[0], tokenizer)
-    # Count what was trained and saved beside full fine-tuning.
-    adapter_bytes = (tour.out / "lora-adapter" / "adapter_model.safetensors").stat().st_size
+    speed = speed_ratio(tour.load("lora-merged")[0], tour.load("base")[0], tokenizer)
+    # Compare the sizes and the gain with those of full fine-tuning.
+    adapter = tour.out / "lora-adapter" / "adapter_model.safetensors"
+    adapter_bytes = adapter.stat().st_size
     gain = (run[0]["new_loss"] - run[-1]["new_loss"]) / (full["new_loss_before"] - full["new_loss"])
     measures = {
         "lora_share_trained": n_lora / n_all, "lora_share_of_gain": gain,
@@ -147,10 +150,10 @@ def low_rank(tour):
 
 
 def speed_ratio(model, other, tokenizer, repeats=7):
-    """Median time of generation with `model` over that with `other`, measured in turn."""
+    """The median time of generation with `model`, divided by that with `other`."""
     prompt = torch.tensor([tokenizer.encode("One sunny morning")] * 8)
     times = ([], [])
-    # In turn, and each as often first as second.
+    # The models take turns, and each is as often the first as the second.
     for turn in range(2 * repeats):
         for which in (0, 1) if turn % 2 else (1, 0):
             start = time.perf_counter()

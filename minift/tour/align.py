@@ -14,7 +14,7 @@ from minift.text.batches import Batches
 from minift.text.chat import encode_prompt
 from minift.text.pairs import collate_pairs
 from minift.tour import draw
-from minift.tour.common import TEMPERATURE, Result, change, response_kl, story_scores
+from minift.tour.common import TEMPERATURE, Result, change, mean, response_kl
 from minift.tour.prefer import pair_examples
 from minift.world.instructions import story_requests
 from minift.world.rubric import judge
@@ -23,19 +23,19 @@ SHOWN = ("iteration", "score", "gold", "kl", "entropy", "response_length", "clip
 
 
 def ppo_config(s):
-    """The settings of PPO; beta is the price of a nat in units of the normalised learned score."""
+    """The settings of PPO. beta: the penalty for one nat of KL, in units of the normalised learned score."""
     return PPOConfig(
         beta=0.05, value_coef=0.5, epochs=2, minibatch_size=16, lr=2.5e-4, temperature=TEMPERATURE,
         max_new_tokens=s.story_tokens, missing_eos_penalty=2.0)
 
 
 def ppo(tour):
-    """7. PPO against the learned reward, with a KL penalty to the SFT model; the gold rubric only watches."""
+    """7. PPO on the learned reward, with a KL penalty to the SFT model; the gold score is noted, never trained on."""
     s = tour.settings
     # Load the four models: policy, reference, reward model and value model.
     policy, tokenizer = tour.load("sft")
-    reference, reward_model = make_reference(tour.load("sft")[0], TEMPERATURE), tour.load("reward")[0]
-    value_model = tour.load("reward")[0]
+    reference = make_reference(tour.load("sft")[0], TEMPERATURE)
+    reward_model, value_model = tour.load("reward")[0], tour.load("reward")[0]
     requests = story_requests(s.ppo_iterations * s.ppo_batch, tour.seed, "ppo")
     scenes = {tuple(encode_prompt(tokenizer, prompt)): scene for prompt, scene in requests}
     score, gold = reward_from_model(reward_model), []
@@ -44,7 +44,7 @@ def ppo(tour):
         gold.append(gold_of(generation, tokenizer, scenes))
         return score(generation)
 
-    # Train against the learned reward; reward_fn notes the gold score beside it.
+    # Train on the learned reward. reward_fn also notes the gold score.
     torch.manual_seed(tour.seed)
     history = train_ppo(
         policy, reference, value_model, reward_fn, [list(ids) for ids in scenes], ppo_config(s),
@@ -66,12 +66,13 @@ def ppo(tour):
 
 
 def gold_of(generation, tokenizer, scenes):
-    """The mean gold score of a rollout's stories."""
+    """The mean gold score of a rollout's stories. scenes: prompt ids (a tuple) -> Scene."""
     scores = []
     for ids, real, written in zip(generation.input_ids, generation.attention_mask, generation.response_mask):
-        scene = scenes[tuple(ids[real & ~written].tolist())]
-        scores.append(judge(tokenizer.decode(ids[written].tolist(), skip_special=True), scene).score)
-    return sum(scores) / len(scores)
+        prompt = tuple(ids[real & ~written].tolist())
+        story = tokenizer.decode(ids[written].tolist(), skip_special=True)
+        scores.append(judge(story, scenes[prompt]).score)
+    return mean(scores)
 
 
 def dpo(tour):
@@ -81,14 +82,14 @@ def dpo(tour):
     policy, tokenizer = tour.load("sft")
     reference, sharp = make_reference(tour.load("sft")[0]), make_reference(tour.load("sft")[0], TEMPERATURE)
     # Compute the reference's log-probabilities once.
-    examples = add_reference_logprobs(
-        pair_examples(tour, tokenizer, "train", policy.config.context_length), reference, tokenizer.pad_id)
+    pairs = pair_examples(tour, tokenizer, "train", policy.config.context_length)
+    examples = add_reference_logprobs(pairs, reference, tokenizer.pad_id)
     batches = Batches(examples, 16, lambda rows: collate_pairs(rows, tokenizer.pad_id), seed=tour.seed)
     requests = story_requests(48, tour.seed, "dpo")
 
     def evaluate():
         _, gold, kl = write_stories(tour, policy, sharp, tokenizer, requests)
-        return {"gold": sum(gold) / len(gold), "kl": sum(kl) / len(kl)}
+        return {"gold": mean(gold), "kl": mean(kl)}
 
     # Train, and sample stories at the start, the middle and the end.
     start = {"step": 0, **evaluate()}
@@ -104,7 +105,7 @@ def dpo(tour):
         f"DPO takes the gold score from {start['gold']:.1f} to {seen[-1]['gold']:.1f} at a KL of "
         f"{seen[-1]['kl']:.1f} nats; the first loss was {history[0]['loss']:.4f} (ln 2 = 0.6931).",
         {"dpo_first_loss": history[0]["loss"], "dpo_gold": seen[-1]["gold"], "dpo_kl": seen[-1]["kl"],
-         "dpo_accuracy": sum(row["accuracy"] for row in history[-10:]) / len(history[-10:])},
+         "dpo_accuracy": mean([row["accuracy"] for row in history[-10:]])},
         change("gold score, samples", start["gold"], seen[-1]["gold"]),
         pictures=[tour.picture("dpo")])
 
@@ -114,13 +115,13 @@ def write_stories(tour, model, reference, tokenizer, requests):
     answers = sample_answers(
         model, tokenizer, [prompt for prompt, _ in requests], max_new_tokens=tour.settings.story_tokens,
         temperature=TEMPERATURE, batch_size=128, seed=tour.seed)
-    gold = story_scores([answer.text for answer in answers], [scene for _, scene in requests])
+    gold = [judge(answer.text, scene).score for answer, (_, scene) in zip(answers, requests, strict=True)]
     kl = response_kl(make_reference(model, TEMPERATURE), reference, answers, tokenizer.pad_id)
     return answers, gold, kl
 
 
 def compare(tour):
-    """9. Base, SFT, PPO and DPO write for the same held-out requests."""
+    """9. Base, SFT, PPO and DPO write stories for the same held-out requests."""
     s = tour.settings
     requests = story_requests(s.n_prompts, tour.seed, "test")
     # Let each of the four models write.
@@ -128,21 +129,22 @@ def compare(tour):
     reference, found = make_reference(sft, TEMPERATURE), {}
     for name in ("base", "sft", "ppo", "dpo"):
         answers, gold, kl = write_stories(tour, tour.load(name)[0], reference, tokenizer, requests)
-        found[name] = {"gold": gold, "kl": sum(kl) / len(kl), "answers": answers}
+        found[name] = {"gold": gold, "kl": mean(kl), "answers": answers}
     # Score their stories against those of SFT.
     rows, measures = [], {}
     for name, one in found.items():
         low, high = bootstrap_interval(one["gold"], tour.seed)
-        rate, mean = win_rate(one["gold"], found["sft"]["gold"]), sum(one["gold"]) / len(requests)
-        length = sum(len(answer.response_ids) for answer in one["answers"]) / len(requests)
+        gold, rate = mean(one["gold"]), win_rate(one["gold"], found["sft"]["gold"])
         rows.append(
-            {"model": name, "gold score": mean, "95 % from": low, "to": high, "KL to SFT (nats)": one["kl"],
-             "wins against SFT": rate, "tokens": length,
-             "ends": sum(answer.ended for answer in one["answers"]) / len(requests)})
-        measures |= {f"gold_{name}": mean, f"kl_{name}": one["kl"], f"win_rate_{name}": rate}
+            {"model": name, "gold score": gold, "95 % from": low, "to": high, "KL to SFT (nats)": one["kl"],
+             "wins against SFT": rate, "tokens": mean([len(answer.response_ids) for answer in one["answers"]]),
+             "ends": mean([answer.ended for answer in one["answers"]])})
+        measures |= {f"gold_{name}": gold, f"kl_{name}": one["kl"], f"win_rate_{name}": rate}
+    # Report the scores, and the stories for the first request.
     draw.draw_comparison(tour, rows)
-    texts = [("request", requests[0][0])] + [
-        (f"{name} (gold {one['gold'][0]:.1f})", one["answers"][0].text) for name, one in found.items()]
+    texts = [("request", requests[0][0])]
+    for name, one in found.items():
+        texts.append((f"{name} (gold {one['gold'][0]:.1f})", one["answers"][0].text))
     return Result(
         f"Against SFT, PPO wins {measures['win_rate_ppo']:.0%} at {measures['kl_ppo']:.1f} nats of KL and DPO "
         f"{measures['win_rate_dpo']:.0%} at {measures['kl_dpo']:.1f} nats (a tie counts half).",

@@ -1,6 +1,5 @@
-"""What the stages of the tour share: where things are, how long a stage may take, and how answers are judged."""
+"""What the stages of the tour share: settings, the folder of a run, results, and how answers are judged."""
 
-import json
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,11 +10,9 @@ from minift.core.files import DATA, read_json, write_json
 from minift.core.logprobs import IGNORE_INDEX, masked_sum
 from minift.errors import MiniftError
 from minift.formats.checkpoint import load_model
-from minift.methods.sft import make_labels
 from minift.text.batches import chunks, collate
-from minift.world.rubric import judge
 
-# Of every sampled story, PPO's too; KL is between these sharpened distributions.
+# For every sampled story, also in PPO. KL is measured between distributions at this temperature.
 TEMPERATURE = 0.7
 
 
@@ -54,13 +51,13 @@ class Settings:
     dpo_beta: float = 0.2
     # Held-out prompts of the comparison.
     n_prompts: int = 120
-    # Longest story.
+    # Tokens of the longest story.
     story_tokens: int = 144
     # Labelled stories of the encoder's learning curve.
     label_sizes: tuple = (16, 64, 256, 1024)
-    # How many of these sizes train all parameters, too.
+    # At the first sizes, that many, all parameters are trained, too.
     n_full_sizes: int = 2
-    # Steps of such a training.
+    # Optimizer steps when all parameters are trained.
     label_steps: int = 60
     n_labelled_test: int = 400
     # Chats of all the world's tasks, for the fold that withholds a cluster.
@@ -80,7 +77,7 @@ def quick():
 
 @dataclass
 class Tour:
-    """One run of the tour: its folder, seed and settings, and what the stages before have found."""
+    """One run of the tour: its folder, seed and settings, and the results of the stages so far."""
 
     out: Path
     seed: int = 0
@@ -91,12 +88,14 @@ class Tour:
     results: dict = field(default_factory=dict)
 
     def load(self, name):
-        """(model, tokenizer) that a stage has saved under `name`; "base" and "pretrained encoder" come with minift."""
+        """(model, tokenizer) that a stage has saved as `name`; "base" and "pretrained encoder" come with minift.
+
+        Raises MiniftError if nothing was saved.
+        """
         path = {"base": self.base, "pretrained encoder": self.encoder}.get(name, self.out / name)
         if not path.exists():
             raise MiniftError(
-                f"the tour needs {path}, which an earlier stage makes; run that stage too, or the whole "
-                "tour")
+                f"the tour needs {path}, which an earlier stage makes; run that stage too, or the whole tour")
         return load_model(path)
 
     def picture(self, name):
@@ -109,13 +108,13 @@ class Result:
 
     # One plain sentence: what happened.
     sentence: str
-    # Name -> number, what the table and the seeds' spread are made of.
+    # Name -> number. They go to results.json; with several seeds, their mean and spread go to seeds.json.
     measures: dict
     # The stage's row in the closing table: what is measured, before and after.
     row: dict
     # Samples: (label, text).
     texts: list = field(default_factory=list)
-    # A small table of the stage's own.
+    # A table for the stage's section of the report, as dicts.
     rows: list = field(default_factory=list)
     # The paths of the stage's pictures.
     pictures: list = field(default_factory=list)
@@ -130,16 +129,16 @@ class Result:
 
 
 def change(measure, before, after):
-    """The row of the closing table."""
+    """The stage's row in the closing table."""
     return {"measure": measure, "before": before, "after": after}
 
 
+def mean(values):
+    """The mean of some numbers."""
+    return sum(values) / len(values)
+
+
 # ---- text and answers ----
-
-
-def story_scores(texts, scenes):
-    """The gold score (0 to 10) of each story."""
-    return [judge(text, scene).score for text, scene in zip(texts, scenes, strict=True)]
 
 
 @torch.no_grad()
@@ -153,8 +152,8 @@ def response_kl(model, reference, answers, pad_id):
         rows = []
         for answer in part:
             ids = answer.prompt_ids + answer.response_ids
-            written = [False] * len(answer.prompt_ids) + [True] * len(answer.response_ids)
-            rows.append({"input_ids": ids, "labels": make_labels(ids, written)})
+            labels = [IGNORE_INDEX] * len(answer.prompt_ids) + answer.response_ids
+            rows.append({"input_ids": ids, "labels": labels})
         batch = collate(rows, pad_id)
         inputs = batch["input_ids"], batch["attention_mask"]
         gap = model(*inputs) - reference(*inputs)  # (B, T-1)
@@ -163,7 +162,7 @@ def response_kl(model, reference, answers, pad_id):
 
 
 class Clock:
-    """Seconds since it was made."""
+    """A clock: calling it returns the seconds since it was made."""
 
     def __init__(self):
         self.start = time.perf_counter()
@@ -173,12 +172,7 @@ class Clock:
 
 
 def smooth(rows, key, n=8):
-    """(steps, running means over the last n rows) of a history: single batches are noisy."""
+    """(steps, means of a key over the last n rows) of a history: the values of single batches are noisy."""
     values = [row[key] for row in rows]
     windows = [values[max(0, i + 1 - n) : i + 1] for i in range(len(values))]
-    return [row["step"] for row in rows], [sum(window) / len(window) for window in windows]
-
-
-def read_history(path):
-    """The rows of a metrics.jsonl or log.jsonl."""
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return [row["step"] for row in rows], [mean(window) for window in windows]

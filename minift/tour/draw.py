@@ -4,7 +4,8 @@ from minift import show
 from minift.evaluation.metrics import perplexity
 from minift.studies.label_curve import log_labels
 from minift.text.chat import encode_chat
-from minift.tour.common import read_history, smooth
+from minift.text.jsonl import read_jsonl
+from minift.tour.common import smooth
 
 
 def points(rows, key, x="step"):
@@ -14,8 +15,8 @@ def points(rows, key, x="step"):
 
 
 def draw_base(tour):
-    """How the loss fell while the base was made: its own committed log."""
-    log = read_history(tour.base / "log.jsonl")
+    """Draw the losses of the base's pre-training, from the log that comes with it."""
+    log = read_jsonl(tour.base / "log.jsonl")
     series = {"training loss": points(log, "loss"), "held-out stories": points(log, "valid_stories_loss")}
     fig, axes = show.figure()
     show.curves(
@@ -25,7 +26,7 @@ def draw_base(tour):
 
 
 def draw_continued(tour, plain, with_replay):
-    """Perplexity of both domains over the steps, without and with replay."""
+    """Draw the perplexity of both domains over the steps, without and with replay."""
     runs = {"new text only": plain, f"{tour.settings.replay_share:.0%} old text replayed": with_replay}
     fig, axes = show.figure(1, 2)
     for axis, key, title in zip(axes, ("new", "old"), ("new domain: notices", "old domain: stories")):
@@ -38,7 +39,7 @@ def draw_continued(tour, plain, with_replay):
 
 
 def draw_lora(tour, measures, lora_loss, full):
-    """The loss that LoRA and full fine-tuning reach, and the memory that training takes beside the weights."""
+    """Draw the losses of LoRA and full fine-tuning, and the memory of their training in addition to the weights."""
     losses = [full["new_loss_before"], lora_loss, full["new_loss"]]
     memory = [measures["lora_training_megabytes"], measures["full_training_megabytes"]]
     fig, axes = show.figure(1, 2)
@@ -48,7 +49,7 @@ def draw_lora(tour, measures, lora_loss, full):
 
 
 def draw_sft(tour, tokenizer, rows, history):
-    """The picture of a batch with its loss mask, and the curve of the loss."""
+    """Draw a batch with its loss mask, and the curve of the loss: two files."""
     fig, axes = show.figure(width=11, height=7)
     chats = [encode_chat(tokenizer, row["messages"]) for row in rows[5:10]]
     show.draw_tokens(axes, tokenizer, [ids for ids, _ in chats], [mask for _, mask in chats])
@@ -61,7 +62,7 @@ def draw_sft(tour, tokenizer, rows, history):
 
 
 def draw_preferences(tour, gaps):
-    """How much better, in gold points, the chosen stories are than the rejected ones."""
+    """Draw how often each difference of gold scores (chosen minus rejected story) occurs."""
     whole = [round(gap) for gap in gaps]
     scale = range(min(whole), max(whole) + 1)
     fig, axes = show.figure()
@@ -72,7 +73,7 @@ def draw_preferences(tour, gaps):
 
 
 def draw_reward(tour, history, curve):
-    """The reward model's loss, and whether it is right as often as it says."""
+    """Draw the reward model's loss and its reliability diagram."""
     fig, axes = show.figure(1, 2)
     show.curves(
         axes[0], {"training loss": smooth(history, "loss")}, xlabel="step",
@@ -83,7 +84,7 @@ def draw_reward(tour, history, curve):
 
 
 def draw_ppo(tour, rows):
-    """PPO's eight curves: what is wanted, what it costs, and how the optimization fares."""
+    """Draw eight curves of PPO: scores, KL, and the state of the optimization."""
     labels = {
         "gold": "gold score (0 to 10)", "score": "learned score", "kl": "KL to SFT (nats a response)",
         "entropy": "entropy (nats a token)", "response_length": "response length (tokens)",
@@ -96,7 +97,7 @@ def draw_ppo(tour, rows):
 
 
 def draw_dpo(tour, history, seen):
-    """DPO's loss, margin and log-probabilities while it trains, and what its samples are worth."""
+    """Draw DPO's loss, margin and log-probabilities during training, and the scores of its samples."""
     panels = [
         ("DPO loss (nats, mean of 8 steps)", {"loss": smooth(history, "loss")}),
         ("margin of implicit rewards (nats)", {"margin": smooth(history, "margin")}),
@@ -110,7 +111,7 @@ def draw_dpo(tour, history, seen):
 
 
 def draw_comparison(tour, rows):
-    """Gold score of all models with intervals, and how far the tuned ones are from SFT."""
+    """Draw the gold scores of all models with their intervals, and the KL of the tuned ones to SFT."""
     def bars(axis, rows, key, label, ends=None):
         show.bars(axis, [row["model"] for row in rows], [row[key] for row in rows], ends, ylabel=label)
 
@@ -123,14 +124,14 @@ def draw_comparison(tour, rows):
 
 
 def draw_blanks(tour, tokenizer, rows, masks):
-    """Some stories, with what the encoder puts in where whole words were hidden; those are what it learns from."""
+    """Draw some stories with the encoder's guesses for hidden words. The hidden words are marked as learned."""
     fig, axes = show.figure(width=11, height=5)
     show.draw_tokens(axes, tokenizer, rows, masks, title="Hidden words, learned: what stands there is the guess")
     show.save(fig, tour.picture("encoder-blanks"))
 
 
 def draw_encoder(tour, curve, counts, labels):
-    """Accuracy against the number of labels, four ways, and which classes the probe takes for which."""
+    """Draw accuracy against the number of labels for four ways, and the confusion matrix of the probe."""
     sizes = tour.settings.label_sizes
     series = {way: (list(found), list(found.values())) for way, found in curve.items()}
     fig, axes = show.figure(1, 2, width=11, height=4.4)

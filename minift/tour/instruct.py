@@ -1,4 +1,4 @@
-"""Stage 4: instruction tuning; before it the model continues text, after it the model answers."""
+"""Stage 4: instruction tuning. The base continues a text; the tuned model answers."""
 
 import random
 
@@ -11,7 +11,7 @@ from minift.methods.sft import tune_on_chats
 from minift.text.answers import sample_answers
 from minift.text.jsonl import read_jsonl
 from minift.tour import draw
-from minift.tour.common import Result, change
+from minift.tour.common import Result, change, mean
 from minift.ways import crowd
 from minift.ways.templates import instantiate, read_templates
 from minift.world.instructions import TASKS, WRITING, instructions
@@ -46,8 +46,9 @@ def sft(tour):
         table.append({"task": task, "cluster": TASKS[task][0], **scores})
     measures = {
         "exact_match_before": score(before, held_out), "exact_match": score(after, held_out),
-        "ends_with_eos": sum(answer.ended for answer in after) / len(after),
+        "ends_with_eos": mean([answer.ended for answer in after]),
         **{f"exact_match_{row['task']}": row["SFT"] for row in table}}
+    # Draw the training, and show two answers before and after.
     draw.draw_sft(tour, tokenizer, rows, history)
     texts = []
     for i in range(2):
@@ -64,9 +65,9 @@ def sft(tour):
 
 
 def mixture(n, seed):
-    """n chats, shuffled, of the ways of making instruction data: by people, a crowd, a language model, and templates.
+    """n shuffled chats, made in four ways: by people, a crowd, a language model, and templates.
 
-    Five in six come from templates, because they hold the tasks that are asked afterwards.
+    Five of six come from templates, because these are the tasks of the evaluation.
     """
     people = read_jsonl(INSTRUCTIONS / "written.jsonl")[:n // 12]
     model = read_jsonl(INSTRUCTIONS / "model.jsonl")[:n // 24]

@@ -6,7 +6,7 @@ import torch
 
 from minift.core.heads import TokenScorer
 from minift.core.train import train
-from minift.evaluation.metrics import reliability_curve
+from minift.evaluation.metrics import reliability_curve, win_rate
 from minift.formats.checkpoint import save_model
 from minift.methods.reward import make_reward_loss, normalise_scores, score_pairs
 from minift.text.batches import Batches
@@ -18,7 +18,7 @@ from minift.ways.preferences import annotate, sample_pairs
 from minift.world.instructions import story_requests
 from minift.world.rubric import judge
 
-# Of the simulated annotators, in points of the rubric.
+# Noise of the simulated annotators, in points of the rubric.
 NOISE = 0.5
 
 
@@ -34,20 +34,20 @@ def preferences(tour):
         pairs = sample_pairs(
             model, tokenizer, [prompt for prompt, _ in requests], max_new_tokens=s.story_tokens,
             temperature=TEMPERATURE, batch_size=128, seed=tour.seed)
-        score = partial(gold_score, scenes)
-        rows[split] = annotate(pairs, score, noise=NOISE, seed=tour.seed)
+        rows[split] = annotate(pairs, partial(gold_score, scenes), noise=NOISE, seed=tour.seed)
         kept[split] = len(pairs)
         saved = [{**row, "gold": list(row["gold"])} for row in rows[split]]
         write_jsonl(tour.out / f"preferences-{split}.jsonl", saved)
-    # Measure how often the choice is the rubric's.
-    gaps = [row["gold"][0] - row["gold"][1] for row in rows["train"]]
-    agreed = sum((gap > 0) + (gap == 0) / 2 for gap in gaps) / len(gaps)
-    draw.draw_preferences(tour, gaps)
+    # Measure how often the rubric gives the chosen story more points (a tie counts half).
+    chosen, rejected = zip(*(row["gold"] for row in rows["train"]))
+    agreed = win_rate(chosen, rejected)
+    draw.draw_preferences(tour, [a - b for a, b in zip(chosen, rejected)])
+    # Show three pairs.
     texts = []
     for row in rows["train"][:3]:
-        best, worst = row["gold"]
-        texts += [("request", row["prompt"]), (f"chosen (gold {best:.1f})", row["chosen"]),
-                  (f"rejected (gold {worst:.1f})", row["rejected"])]
+        a, b = row["gold"]
+        texts += [("request", row["prompt"]), (f"chosen (gold {a:.1f})", row["chosen"]),
+                  (f"rejected (gold {b:.1f})", row["rejected"])]
     return Result(
         f"From {kept['train']} pairs of sampled stories the annotators chose the one that the rubric prefers in "
         f"{agreed:.0%}.",
@@ -58,7 +58,7 @@ def preferences(tour):
 
 
 def gold_score(scenes, prompt, text):
-    """The rubric's points for a story. scenes: prompt -> the scene that it asks for."""
+    """The rubric's points (0 to 10) for a story. scenes: prompt -> the scene that it asks for."""
     return judge(text, scenes[prompt]).score
 
 
@@ -83,14 +83,15 @@ def reward(tour):
     normalise_scores(model, torch.cat([chosen, rejected]))
     save_model(model, tokenizer, tour.out / "reward")
     # Compare the scores with the rubric's and the annotators' choices.
+    agreed = (chosen > rejected).float()
     decided = [i for i, (a, b) in enumerate(gold) if a != b]
-    right = [bool(chosen[i] > rejected[i]) == (gold[i][0] > gold[i][1]) for i in decided]
-    probability = torch.sigmoid(chosen - rejected)
-    confidence = [max(p, 1 - p) for p in probability.tolist()]
-    curve = reliability_curve(confidence, [p > 0.5 for p in probability.tolist()])
+    right = [bool(agreed[i]) == (gold[i][0] > gold[i][1]) for i in decided]
+    probability = torch.sigmoid(chosen - rejected).tolist()
+    confidence = [max(p, 1 - p) for p in probability]
+    curve = reliability_curve(confidence, [p > 0.5 for p in probability])
     measures = {
         "reward_accuracy_gold": sum(right) / max(1, len(right)),
-        "reward_accuracy_annotators": (chosen > rejected).float().mean().item()}
+        "reward_accuracy_annotators": agreed.mean().item()}
     draw.draw_reward(tour, history, curve)
     return Result(
         f"On held-out pairs the reward model puts {measures['reward_accuracy_gold']:.0%} in the gold order "
@@ -101,7 +102,10 @@ def reward(tour):
 
 
 def score_held_out(tour, model, tokenizer):
-    """(chosen scores, rejected scores, gold pairs) of the held-out pairs; pairs that are alike are left out."""
+    """(chosen scores (N,), rejected scores (N,), N pairs of gold scores) of the held-out pairs.
+
+    A pair whose two stories are the same is left out.
+    """
     rows = read_jsonl(tour.out / "preferences-valid.jsonl")
     pairs = [
         encode_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"], model.config.context_length)

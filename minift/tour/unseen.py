@@ -9,10 +9,10 @@ from minift.core.files import DATA
 from minift.evaluation.clusters import check_leaks, leave_one_cluster_out
 from minift.methods.sft import tune_on_chats
 from minift.studies.cluster_study import METRICS, assess, world_chats
-from minift.tour.common import Result, change
+from minift.tour.common import Result, change, mean
 
 WITHHELD = "lookup"
-# All folds over five seeds, which take hours.
+# The picture of all folds over five seeds. They take hours, so it comes with the repository.
 STUDY = DATA / "clusters" / "clusters.png"
 
 
@@ -29,15 +29,14 @@ def clusters(tour):
     before = assess(model, tokenizer, fold.test)
     tune_on_chats(model, tokenizer, fold.train, steps=s.cluster_steps, lr=s.cluster_lr, seed=tour.seed)
     after = assess(model.eval(), tokenizer, fold.test)
-    scores = {
-        metric: [sum(found[metric].values()) / len(found[metric]) for found in (before, after)]
-        for metric in METRICS}
-    # Draw; the study's own picture comes along if the repository is there.
+    scores = {metric: [mean(found[metric].values()) for found in (before, after)] for metric in METRICS}
+    # Draw the scores; copy the study's own picture if the repository is there.
     draw_fold(tour, scores)
     pictures = [tour.picture("clusters")]
     if STUDY.exists():
         pictures.append(tour.picture("clusters-study"))
         shutil.copyfile(STUDY, pictures[-1])
+    # Report the mean scores, and the scores of each task.
     base, tuned = scores["exact_match"]
     measures, rows = {}, []
     for metric, (first, last) in scores.items():
@@ -55,7 +54,7 @@ def clusters(tour):
 
 
 def draw_fold(tour, scores):
-    """Three scores on the withheld cluster, base beside tuned."""
+    """Draw the scores on the withheld cluster, before and after tuning."""
     fig, axes = show.figure(1, len(scores), width=4 * len(scores))
     for axis, (metric, values) in zip(axes, scores.items()):
         show.bars(axis, ["base", "tuned on the others"], values, ylabel=f"score on {WITHHELD}", title=METRICS[metric])

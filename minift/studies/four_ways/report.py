@@ -6,13 +6,18 @@ from minift import show
 from minift.core.files import write_json, write_text
 from minift.studies import mean_and_std
 
-# (heading, path into a cell, format of the number).
+# (heading, keys that lead to the number in a cell, format of the number).
 COLUMNS = (
-    ("rows", ("rows",), "{:,.0f}"), ("minutes of people", ("minutes",), "{:,.0f}"),
-    ("tokens written by a model", ("model_tokens",), "{:,.0f}"), ("wrong", ("label_error",), "{:.1%}"),
-    ("distinct-2", ("distinct_2",), "{:.2f}"), ("nearest", ("nearest",), "{:.2f}"),
-    ("exact", ("scores", "tasks", "exact"), "{:.2f}"), ("ROUGE-L", ("scores", "tasks", "rouge"), "{:.2f}"),
-    ("ended", ("scores", "tasks", "ended"), "{:.2f}"), ("people's: ROUGE-L", ("scores", "people", "rouge"), "{:.2f}"))
+    ("rows", "rows", "{:,.0f}"),
+    ("minutes of people", "minutes", "{:,.0f}"),
+    ("tokens written by a model", "model_tokens", "{:,.0f}"),
+    ("wrong", "label_error", "{:.1%}"),
+    ("distinct-2", "distinct_2", "{:.2f}"),
+    ("nearest", "nearest", "{:.2f}"),
+    ("exact", "scores tasks exact", "{:.2f}"),
+    ("ROUGE-L", "scores tasks rouge", "{:.2f}"),
+    ("ended", "scores tasks ended", "{:.2f}"),
+    ("people's: ROUGE-L", "scores people rouge", "{:.2f}"))
 # Columns that show their standard deviation.
 SPREAD = ("exact", "ROUGE-L", "people's: ROUGE-L")
 
@@ -64,9 +69,9 @@ def table(found):
     return markdown(rows)
 
 
-def cell(entry, heading, path, form):
+def cell(entry, heading, keys, form):
     """The number as text, in some columns with its standard deviation; a dash if there is none."""
-    for key in path:
+    for key in keys.split():
         entry = entry.get(key) if entry else None
     if not entry:
         return "–"
