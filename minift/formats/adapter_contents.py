@@ -1,6 +1,6 @@
-"""What is in an adapter's file: which tensors a model gives, and whether those of a file fit a model.
+"""The contents of an adapter's file: which tensors a model puts there, and whether those of a file fit a model.
 
-Besides LoRA's A and B these are the extras: further parameters that were trained in full, such as a new head.
+They are LoRA's A and B, and the extras: other parameters that were trained in full, such as a new head.
 """
 
 import torch
@@ -17,7 +17,7 @@ EMBED, OUTPUT = "body.embed.weight", "head.weight"
 
 
 def extra_parameters(model):
-    """name -> each trainable parameter that is not LoRA's: what add_lora's caller unfroze."""
+    """name -> each trainable parameter that is not LoRA's: the caller of add_lora unfroze it."""
     return {name: parameter for name, parameter in plain_parameters(model).items() if parameter.requires_grad}
 
 
@@ -82,7 +82,7 @@ def match_contents(model, tensors, rank, path, family):
         targets.append(name)
         shapes |= {key_a: (n, linear.in_features), key_b: (linear.out_features, n)}
 
-    # The embedding, and with it the output layer, may have more rows: those of new tokens.
+    # The embedding and the output layer may have more rows than the model, for new tokens.
     parameters = plain_parameters(model)
     embed, output = peft_key(EMBED, family), peft_key(OUTPUT, family)
     extras = [name for name in parameters if peft_key(name, family) in tensors]

@@ -1,7 +1,7 @@
 """An adapter on disk, in PEFT's format: adapter_config.json and adapter_model.safetensors in one folder.
 
 The tensors have the names that PEFT gives them around the Hugging Face model of the same family (families.py; a body of
-no family has Llama's names). GPT-2 has q, k and v in one layer there: three adapters of rank R become one of rank 3 R,
+no family gets Llama's names). GPT-2 has q, k and v in one layer there: three adapters of rank R become one of rank 3 R,
 and PEFT's one becomes three that share A. Left out: several adapters in a folder, and PEFT's options that are more than
 plain LoRA (refused, not ignored).
 """
@@ -21,7 +21,7 @@ from minift.formats.weights import check_finite
 
 # PEFT's path to the model inside its own wrappers.
 PREFIX = "base_model.model."
-# What adapter_config.json says of every plain LoRA.
+# The entries of adapter_config.json that every plain LoRA has.
 PLAIN = {"peft_type": "LORA", "bias": "none", "init_lora_weights": True, "inference_mode": True}
 # With other values an adapter is more than h = W x + scale B A x over the base's own W.
 BEYOND = ("use_dora", "rank_pattern", "alpha_pattern", "lora_bias", "fan_in_fan_out", "trainable_token_indices")
@@ -109,7 +109,7 @@ def split_qkv(tensors, stacked):
 
 
 def write_adapter(path, tensors, config, fingerprint, family):
-    """Write the folder; the tensors last, and with them what tells whether they belong to the config and to a base.
+    """Write the folder, the tensors last. Their metadata tells which config and which base they belong to.
 
     config: the entries of PEFT's LoraConfig that vary. fingerprint: of the frozen base. MiniftError: NaN, no space.
     """
@@ -134,7 +134,7 @@ def read_adapter(path):
         raise MiniftError(f"{file} does not describe a LoRA adapter (peft_type must be LORA)")
     tensors, metadata = read_tensors(Path(path) / "adapter_model.safetensors", foreign=True)
 
-    # In a GPT-2 some settings are as they must be; anywhere else they ask for more than plain LoRA.
+    # These settings are normal in a GPT-2. In other families they mean more than plain LoRA.
     stacked = metadata.get("stacked", False)
     known = dict(KNOWN)
     if any(re.search(r"\.c_(attn|fc|proj)\.", key) for key in tensors):

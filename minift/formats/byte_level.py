@@ -1,10 +1,10 @@
 """How the files of byte-level BPE write tokens and merges, and how they become our Tokenizer's ranks and back.
 
-Two conventions (Radford et al. 2019, GPT-2). A token is bytes, but a file is text, so each byte is written as one
-character that prints. And a file lists the merges, in the order in which they were learned. Our ranks (bytes of a token
--> id, tiktoken's form) have no such list: there, of all neighbours that can be merged, those are merged whose token has
-the lowest id. That is the same when ids follow the order of the merges, and `make_ranks` checks it. Left out:
-vocabularies in another order, which would need their list of merges to be kept.
+The files follow two conventions (Radford et al. 2019, GPT-2). First, a token is bytes, but a file is text, so each
+byte is written as one printable character. Second, a file lists the merges in the order in which they were learned. Our
+ranks (bytes of a token -> id, tiktoken's form) have no such list: the next pair to merge is the one whose token has the
+lowest id. Both give the same ids if the ids follow the order of the merges, and `make_ranks` checks that they do. Left
+out: vocabularies in another order, for which the list of merges would have to be kept.
 """
 
 from minift.formats.settings import Unreadable

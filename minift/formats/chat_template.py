@@ -1,6 +1,6 @@
 """The chat templates of published models, which are Jinja programs: ChatML (SmolLM2) and Llama 3's, and back.
 
-A template is recognised by what it writes about a few conversations, character by character. Left out: all others.
+A template is recognised by its output for a few conversations, compared character by character. Left out: all others.
 """
 
 import json
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from minift.text.chat_format import MINIFT, ChatFormat, plain_format
 
-# Conversations that tell templates apart: with and without a system turn, several turns, white space at the ends
+# Conversations that distinguish templates: with and without a system turn, several turns, white space at the ends.
 PROBES = [
     [("user", " a\n")], [("system", " s "), ("user", "a")],
     [("user", "a"), ("assistant", " b "), ("user", "c"), ("assistant", "d")]]
@@ -23,7 +23,8 @@ LLAMA31 = replace(
 
 
 def recognise(template, bos="", eos=""):
-    """The ChatFormat that writes what a Jinja template writes, or None: minift has none. bos, eos: names of tokens."""
+    """The ChatFormat that writes the same as a Jinja template; None if minift has none. bos, eos: names of tokens."""
+    # A ChatML template may write a system turn of its own; take its text from the output.
     wanted = [render(template, probe, prompt, bos) for probe, prompt in probes()]
     said = (wanted[0] or "").removeprefix("<|im_start|>system\n").partition("<|im_end|>")[0]
     for known in (MINIFT, CHATML, replace(CHATML, system=said), LLAMA3, LLAMA31, plain_format(eos)):

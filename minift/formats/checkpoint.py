@@ -1,8 +1,8 @@
 """A model on disk: a folder with config.json, model.safetensors and tokenizer.json, checked when it is opened.
 
-A damaged folder, or one with files of two models, would not fail: it would compute wrong numbers. So model.safetensors
-repeats the configuration and the tokenizer's hash, and each tensor's name, shape, type and values are checked. Models
-of other programs are opened by pretrained.py.
+A damaged folder, or one with files of two models, could be opened and would compute wrong numbers. So
+model.safetensors repeats the configuration and the tokenizer's hash, and each tensor's name, shape, type and values are
+checked. Models of other programs are opened by pretrained.py.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ KINDS = {
 def save_model(model, tokenizer, path):
     """Write a model folder that load_model opens; parameters are stored as float32.
 
-    model.safetensors is written last and repeats the configuration and the tokenizer's hash, so that a folder left half
-    old and half new is noticed. Raises MiniftError for an unmerged adapter, a NaN, or a folder of another program.
+    model.safetensors is written last and repeats the configuration and the tokenizer's hash, so that load_model notices
+    a mixture of old and new files. Raises MiniftError for an unmerged adapter, a NaN, or a folder of another program.
     """
     path = Path(path)
     config = describe_model(model)
@@ -119,7 +119,7 @@ def build_model(config, file):
                 return SequenceClassifier(Transformer(sizes), len(labels), config["pooling"], labels)
             if kind == "TokenScorer":
                 return TokenScorer(Transformer(sizes))
-            # The others have no settings besides the sizes.
+            # The other kinds have no settings but the sizes.
             return KINDS[kind](sizes)
 
 

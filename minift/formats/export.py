@@ -51,7 +51,7 @@ def make_tensors(model, family):
         if families.is_transposed(name, family):
             tensor = tensor.T
         parts.setdefault(families.their_name(name, family), []).append(tensor.float())
-    # In GPT-2 q, k and v have one name: they are one matrix.
+    # In GPT-2, q, k and v are one matrix with one name.
     tensors = {name: torch.cat(part, dim=-1) for name, part in parts.items()}
     if family == "bert":
         tensors[families.SEGMENTS] = torch.zeros(2, model.config.d_model)
@@ -64,7 +64,7 @@ def make_tensors(model, family):
 
 
 def tokenizer_config(tokenizer, config):
-    """tokenizer_config.json: which tokens play which part, and the chat template."""
+    """tokenizer_config.json: the tokens for each role, and the chat template."""
     names = {i: name for name, i in tokenizer.special.items()}
     settings = {}
     for role in vocabulary.ROLES:

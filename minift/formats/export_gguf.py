@@ -1,7 +1,8 @@
 """A decoder of ours as a .gguf file, for llama.cpp and its kin: matrices in 16 bits, norms in 32.
 
-Needs the `gguf` package (requirements-real.txt). llama.cpp knows ways of cutting text by name. A tokenizer with another
-way gets the nearest name, and beside it its own regular expression, which our reader takes. Left out: quantising.
+Needs the `gguf` package (requirements-real.txt). llama.cpp knows the patterns that cut text by their names. A
+tokenizer with another pattern gets the nearest name, and its own regular expression is stored beside it for our reader.
+Left out: quantizing.
 """
 
 import os
@@ -64,7 +65,7 @@ def add_sizes(writer, config):
     writer.add_uint32(gguf_file.ROTARY_WIDTH, config.d_head)
     writer.add_float32(gguf_file.THETA, config.rope_theta)
     writer.add_float32(gguf_file.NORM_EPS, config.norm_eps)
-    # Mostly 16 bits.
+    # File type 1 means "mostly 16 bits".
     writer.add_file_type(1)
 
 

@@ -1,4 +1,4 @@
-"""What Hugging Face calls our weights in GPT-2, Llama and BERT, and llama.cpp in a .gguf file; how each lays them out.
+"""The names of our weights in Hugging Face's GPT-2, Llama and BERT and in a .gguf file, and how each lays them out.
 
 One body holds the three families (transformer.py), so a family is a table of names and a few conventions about its
 matrices. Their sizes are in family_config.py. Left out: other families.
@@ -37,7 +37,7 @@ NAMES = {
         "body.embed": "token_embd", "body.norm": "output_norm", "head": "output", "body.layers": "blk",
         "attn.q_proj": "attn_q", "attn.k_proj": "attn_k", "attn.v_proj": "attn_v", "attn.o_proj": "attn_output",
         "mlp_norm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}}
-# What a name begins with in a model with a head; files of bare bodies leave it out.
+# How names begin in a model with a head. Files of a body without a head leave this out.
 PREFIX = {"llama": "model.", "gpt2": "transformer.", "bert": "bert."}
 SEGMENTS = "bert.embeddings.token_type_embeddings.weight"
 # Some files store a tied weight a second time: name of the copy -> our name of the original.
@@ -64,7 +64,7 @@ def canonical_name(name, family, bare):
     """A name in a file -> its name in the family's model with a head. bare: the file is of a body without a head."""
     if bare:
         name = PREFIX[family] + name
-    # The first files of BERT call a norm's weight and bias so.
+    # The oldest BERT files call a norm's weight and bias gamma and beta.
     name = re.sub(r"\.gamma$", ".weight", name)
     return re.sub(r"\.beta$", ".bias", name)
 
@@ -81,7 +81,7 @@ def read_weight(take, name, family, config):
     if family == "gguf" and is_permuted(name):
         tensor = unpermute_rows(tensor, config.d_head)
     if family == "bert" and name == "body.positions.weight":
-        # We have no segments: all of a text is segment 0.
+        # minift has no segments: a whole text is segment 0.
         tensor = tensor + take(SEGMENTS)[0]
     return tensor
 
@@ -99,7 +99,7 @@ def is_permuted(name):
 def unpermute_rows(weight, d_head):
     """Rows of queries or keys in llama.cpp's order -> in ours, head by head.
 
-    Rotary positions turn rows in pairs. llama.cpp pairs the neighbours 2i and 2i + 1 of a head; we pair row i of its
+    Rotary positions rotate rows in pairs. llama.cpp pairs the neighbours 2i and 2i + 1 of a head; we pair row i of its
     first half with row i of its second, i + E/2. So row 2i goes to row i, and row 2i + 1 to row i + E/2.
     """
     pairs = weight.reshape(-1, d_head // 2, 2, weight.shape[1])  # (H, E/2, 2, in)

@@ -15,7 +15,7 @@ from minift.formats.weights import is_tied
 
 @dataclass(frozen=True)
 class Family:
-    """How the config.json of a family says what a TransformerConfig says.
+    """How the config.json of a family expresses a TransformerConfig.
 
     parts: our fields that have one value in the whole family. sizes: our other fields -> their keys. activation,
     norm_eps, dropouts: the keys of these. defaults: key -> its value where a config.json leaves it out. known: key ->
@@ -32,7 +32,7 @@ class Family:
 
 
 OFF = (False, None)
-# What is known in every family.
+# `known` of every family.
 KNOWN = {"quantization_config": None, "add_cross_attention": OFF, "is_decoder": OFF}
 SIZES = {
     "context_length": "max_position_embeddings", "d_model": "hidden_size", "n_layer": "num_hidden_layers",

@@ -21,7 +21,7 @@ from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
 from minift.formats.settings import explain_errors, require
 
-# So many rows are turned into numbers at once, which needs little memory beside the model.
+# Rows that are dequantized at once: so few need little memory beside the model.
 ROWS = 4096
 # By how much each rotary wave is stretched, in Llama 3.1 and later.
 FREQUENCIES = "rope_freqs.weight"
@@ -49,7 +49,7 @@ class Header:
         self.data, self.at = data, 0
 
     def unpack(self, letter):
-        """One value of the type that struct calls by this letter."""
+        """One value of the type that this letter of struct names."""
         value, = struct.unpack_from("<" + letter, self.data, self.at)
         self.at += struct.calcsize(letter)
         return value
@@ -143,7 +143,7 @@ def read_sizes(fields, tensors, path):
 
 
 def round_float32(value):
-    """A float32 number as it was meant: 1e-05, not 9.999999747378752e-06."""
+    """A float32 number as it was written in decimal: 1e-05, not 9.999999747378752e-06."""
     return float(f"{value:.7g}")
 
 

@@ -1,9 +1,9 @@
 """Real weights: open a model of the GPT-2, Llama or BERT family as one of minift's own models.
 
 From a Hugging Face folder (config.json, model.safetensors, tokenizer.json or vocab.txt), a .gguf file, a name on the
-hub, or the short name of a package. Each tensor of the files is used, or named in a message. It is read when its turn
-comes, as float32, so that memory holds the model and one tensor more. Left out: pickled weights, which can run code
-when they are opened; a file's dropout, since it is a setting of its training.
+hub, or the short name of a package. Each tensor of the files is used, or named in a message. Tensors are read one by
+one, as float32, so that memory holds the model and one more tensor. Left out: pickled weights, which can run code when
+they are opened; a file's dropout, since it is a setting of its training.
 """
 
 import importlib.util
@@ -109,7 +109,7 @@ def download(name):
     try:
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as error:
-        # Of the network, of the hub, of the disk: many kinds.
+        # The network, the hub or the disk can cause many kinds of errors.
         raise MiniftError(
             f"{name} is missing, and the hub does not give it ({type(error).__name__}); "
             "check the name and the network, or give a folder") from error
@@ -133,7 +133,7 @@ def open_file(path):
         raise MiniftError(f"{path} is a file; expected a folder, or a .gguf file")
     fields, tensors = gguf_file.open_gguf(path)
     sizes, tied = gguf_file.read_sizes(fields, tensors, path)
-    # The config has these now.
+    # The config holds these numbers now.
     tensors.pop(gguf_file.FREQUENCIES, None)
     return Opened(path, "gguf", sizes, tied, tensors, vocabulary.read_gguf_tokenizer(fields, path))
 
@@ -158,7 +158,7 @@ def open_tensors(path, family):
 
 
 class Unfilled(TorchFunctionMode):
-    """Inside, the weights of a new module are not drawn, and their memory is not touched: a file's will come there."""
+    """Inside, a new module's weights get no values, and their memory is not touched: the file's will replace them."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_):
@@ -167,7 +167,7 @@ class Unfilled(TorchFunctionMode):
 
 
 def build_model(opened):
-    """The model that the files are of, still without their weights."""
+    """The model that the files describe, without their weights yet."""
     masked = any(name.startswith("cls.predictions.") for name in opened.tensors)
     with Unfilled():
         if opened.family != "bert":
@@ -177,7 +177,7 @@ def build_model(opened):
 
 @torch.no_grad()
 def fill_model(model, opened):
-    """Put the files' numbers into the model's parameters; MiniftError when they are not as they should be."""
+    """Copy the files' numbers into the model's parameters; MiniftError for a wrong shape, NaN or infinity."""
     for name, parameter in model.named_parameters():
         tensor = families.read_weight(opened.take, name, opened.family, opened.config)
         theirs = families.their_name(name, opened.family)
@@ -187,7 +187,7 @@ def fill_model(model, opened):
 
 
 def check_rest(model, opened):
-    """Tensors that the model did not take: MiniftError, but for copies of tied weights and what minift leaves out."""
+    """MiniftError for tensors that the model did not use, except copies of tied weights and what minift leaves out."""
     parameters = dict(model.named_parameters())
     left_out, wrong = [], []
     for name, read in opened.tensors.items():

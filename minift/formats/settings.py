@@ -1,7 +1,7 @@
 """The errors of files: settings that minift does not have, and damage of any kind.
 
-A setting of another library that is not looked at would not fail, it would give wrong numbers. So what minift does not
-have is refused by name, wherever a file says it.
+If minift ignored a setting of another library, nothing would fail, but the numbers would be wrong. So a setting that
+minift does not have is refused by its name.
 """
 
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ def require(what, given, known):
 
 @contextmanager
 def explain_errors(where):
-    """Inside, whatever a damaged file sets off becomes a MiniftError that names it. Unreadable names its setting."""
+    """Inside, any error that a damaged file causes becomes a MiniftError that names the file. Unreadable stays."""
     try:
         yield
     except Unreadable:

@@ -18,7 +18,7 @@ def plain_parameters(model):
     plain = {}
     for name, parameter in model.named_parameters():
         owner, _, rest = name.rpartition(".")
-        # A or B?
+        # This is the A or the B of a LoRA.
         if owner in layers:
             continue
         wrapper = owner.removesuffix(".linear")
@@ -38,7 +38,7 @@ def plain_state_dict(model):
 
 
 def fingerprint(model, skip=()):
-    """sha256 hex of the body's weights without LoRA: it tells for which base an adapter was made.
+    """sha256 hex of the body's weights without LoRA: it identifies the base of an adapter.
 
     Heads are not counted, since they may be new. skip: names of weights to leave out ("body.embed.weight").
     Raises MiniftError when LoRA is merged, because the base's own weights are then not in place.

@@ -134,7 +134,7 @@ def disputed_items(ratings):
 
 
 def agreement_with_others(ratings):
-    """For each annotator, the share of the others' ratings of the same items that equal theirs; None if there is none."""
+    """For each annotator, the share of the others' ratings of the same items that equal theirs, or None without any."""
     rows, found = check_ratings(ratings), []
     for a, row in enumerate(rows):
         same = []

@@ -39,8 +39,8 @@ def self_instruct(
 
     seeds: rows with messages; the first user turn and the first assistant turn are used. writer(prompt) -> its
     continuation. max_attempts: the most calls of the writer, by default 10 n. n_seed_demos, n_own_demos: tasks in a
-    prompt, from the seeds and from the accepted ones. threshold: a new task's ROUGE-L with each seed and each accepted task
-    must be below it (as in the paper; the released code also accepts exactly 0.7). whole: compare instruction and
+    prompt, from the seeds and from the accepted ones. threshold: a new task's ROUGE-L with each seed and each accepted
+    task must be below it (as in the paper; the released code also accepts exactly 0.7). whole: compare instruction and
     input, so that an instruction may return with a new input. checker(instruction with input, answer) -> bool: is the
     answer true? statistics: attempts, candidates (all blocks that the writer wrote), accepted, acceptance_rate
     (accepted / candidates), rejected (reason -> count).
@@ -179,7 +179,7 @@ class Pool:
         self.lengths.append(len(found))
 
     def nearest(self, text, at_least=0.0, skip=None):
-        """The largest ROUGE-L of `text` with a text of the pool, 0 if below at_least. skip: a text's number to leave out."""
+        """The largest ROUGE-L of `text` with one of the pool, 0 if below at_least. skip: the number of one to leave out."""
         # Count the words that each text of the pool shares with this one.
         found, best = words(text), 0.0
         shared = np.zeros(len(self.words), dtype=np.int64)
