@@ -14,19 +14,9 @@ from minift.world.exercises import yes_no
 from minift.world.facts import FACTS, answer_phrase
 from minift.world.rubric import KINDS, TROUBLES, VERBS, role_of, sentences, skeleton, split_words
 from minift.world.scenes import with_articles
+from minift.world.tasks import CHOICES, LOOKUPS
 
 # Task -> kind of fact.
-LOOKUPS = {
-    "who": "who",
-    "where": "where",
-    "animal": "animal",
-    "thing": "thing",
-    "colour": "colour",
-    "what_went_wrong": "trouble"}
-CHOICES = {
-    "animal_or": "animal",
-    "colour_or": "colour",
-    "place_or": "place"}
 COMPARISONS = {"is_animal": "animal", "is_colour": "colour"}
 TASKS = (
     *LOOKUPS,

@@ -19,6 +19,18 @@ from minift.world.facts import answer_phrase, draw_other, find_word, scene_field
 from minift.world.rubric import VERBS, role_of, sentences
 from minift.world.scenes import draw_scenes, tell, with_articles
 
+# Tasks about one fact -> the kind of fact: the fact is asked for, or it is one of two options.
+LOOKUPS = {
+    "who": "who",
+    "where": "where",
+    "animal": "animal",
+    "thing": "thing",
+    "colour": "colour",
+    "what_went_wrong": "trouble"}
+CHOICES = {
+    "animal_or": "animal",
+    "colour_or": "colour",
+    "place_or": "place"}
 # What is counted -> the right numbers, each equally likely.
 COUNTS = {
     "sentences": (5, 6, 7, 8, 9),
@@ -187,21 +199,16 @@ def story_from_facts(scene, fields, rng):
 # Cluster -> task -> its fields from a scene.
 CLUSTERS = {
     "lookup": {
-        "who": about_story(look_up("who")),
-        "where": about_story(look_up("where")),
-        "animal": about_story(look_up("animal")),
-        "thing": about_story(look_up("thing")),
-        "colour": about_story(look_up("colour")),
-        "what_went_wrong": about_story(look_up("trouble"))},
+        task: about_story(look_up(kind))
+        for task, kind in LOOKUPS.items()},
     "yes_no": {
         "ended_well": about_story(exercises.ended_well),
         "is_animal": partial(is_it, "animal"),
         "is_colour": partial(is_it, "colour"),
         "somebody_speaks": somebody_speaks},
     "choice": {
-        "animal_or": partial(either, "animal"),
-        "colour_or": partial(either, "colour"),
-        "place_or": partial(either, "place")},
+        task: partial(either, kind)
+        for task, kind in CHOICES.items()},
     "sentiment": {
         "mood": about_story(write("{mood}")),
         "feeling": feeling},
