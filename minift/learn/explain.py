@@ -32,11 +32,11 @@ class Law:
     """One test: its law, and the results of its cases for the learner's function (several cases if parametrized)."""
 
     file: Path
-    # Of the test function.
+    # The name of the test function.
     name: str
     # Its docstring: the law.
     text: str
-    # The names that it takes as default arguments.
+    # The names of its arguments with defaults.
     takes: frozenset
     n_cases: int = 0
     # A Failure for each case that failed.

@@ -84,8 +84,7 @@ def assess_task(model, tokenizer, rows):
 
 
 def options_of(right):
-    """Yield, for each answer to a task, a list of it and up to N_OPTIONS - 1 others of the task; the seed is its index.
-    """
+    """Yield the options for each answer to a task: the answer, and up to N_OPTIONS - 1 others, drawn with its index."""
     for number, answer in enumerate(right):
         others = sorted(set(right) - {answer})
         yield [answer, *random.Random(number).sample(others, min(N_OPTIONS - 1, len(others)))]

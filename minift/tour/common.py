@@ -18,7 +18,7 @@ TEMPERATURE = 0.7
 
 @dataclass(frozen=True)
 class Settings:
-    """How much of everything: the full tour by default; `quick()` only shows that all of it runs."""
+    """Sizes, steps and learning rates: by default those of the full tour; `quick()` has those of a test run."""
 
     # Windows of 256 tokens in a batch of continued pre-training.
     window_batch: int = 16
@@ -55,7 +55,7 @@ class Settings:
     story_tokens: int = 144
     # Labelled stories of the encoder's learning curve.
     label_sizes: tuple = (16, 64, 256, 1024)
-    # At the first sizes, that many, all parameters are trained, too.
+    # At how many of these sizes, from the first on, all parameters are trained, too.
     n_full_sizes: int = 2
     # Optimizer steps when all parameters are trained.
     label_steps: int = 60
@@ -67,7 +67,7 @@ class Settings:
 
 
 def quick():
-    """Settings under which every stage runs in seconds and none learns much."""
+    """Settings for a test run: every stage takes seconds, and no model learns much."""
     return replace(
         Settings(), domain_steps=6, n_domain=60, n_valid=8, n_instructions=200, sft_steps=6, n_answers=16,
         n_pairs=24, n_pairs_valid=8, reward_epochs=1, ppo_iterations=2, ppo_batch=8, dpo_epochs=1,

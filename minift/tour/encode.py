@@ -26,7 +26,7 @@ def encoder(tour):
     filled = blank_measures(model, tokenizer, tour.seed, s.n_valid)
     texts, *tokens = fill_blanks(model, tokenizer, stories(3, tour.seed, "blanks"), tour.seed)
     draw.draw_blanks(tour, tokenizer, *tokens)
-    # Classify in several ways, with more and more labels.
+    # Classify in several ways, with several numbers of labels.
     task = Task(TASK, tour.seed, model.body, tokenizer, s.label_sizes[-1], s.n_labelled_test, ("stories",))
     curve, few = learning_curve(task, s), s.label_sizes[0]
     # Look at the errors of one probe. With more labels it would make few.

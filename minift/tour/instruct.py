@@ -19,7 +19,7 @@ from minift.world.tasks import world_rows
 
 INSTRUCTIONS = DATA / "instructions"
 READING = tuple(task for task in TASKS if task not in WRITING)
-# Two in five examples ask for a story, which has many more tokens to get right.
+# Two of five examples ask for a story, because a story has many more tokens to learn.
 MIXTURE = READING + WRITING * 6
 
 

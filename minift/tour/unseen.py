@@ -1,4 +1,4 @@
-"""Stage 11: instruction tuning judged on a cluster of tasks that it was not tuned on; one fold, live."""
+"""Stage 11: instruction tuning, judged on a cluster of tasks that the model was not tuned on; one fold."""
 
 import shutil
 

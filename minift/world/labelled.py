@@ -26,7 +26,7 @@ LABELS = {
     "topic": tuple(TOPICS.values()),
     "follows": ("no", "yes", "unknown")}
 DOMAINS = ("stories", "letters")
-# Endings that no single word gives away. {this}: a word for how it ends; {other}: a word for the contrary.
+# Endings that no single word decides. {this}: a word for how it ends; {other}: a word for the contrary.
 READ = SENTENCES["read"]
 # Role of a sentence of a letter -> its forms.
 LETTER = SENTENCES["letter"]

@@ -108,7 +108,7 @@ def pretrain_base(out, recipe=BASE, progress=True):
 
 
 def config_of(recipe, tokenizer):
-    """The shape of the model of a recipe."""
+    """The TransformerConfig of a recipe's model."""
     return TransformerConfig(
         vocab_size=tokenizer.vocab_size, **recipe["config"])
 

@@ -15,7 +15,7 @@ from minift.world.scenes import FORMS, draw_scenes, fill_form
 
 # Points, together 10.
 ASKED, WHOLE, HAPPY, KIND, SPEECH = 2.0, 2.5, 2.5, 2.0, 1.0
-# Taken off for each fault.
+# Points that each fault costs.
 FAULT = 0.5
 
 GROUPS = {
@@ -114,7 +114,7 @@ class Judgement:
     happy: bool
     kind: bool
     speech: bool
-    # Ill-formed, repeated or inconsistent sentences.
+    # The number of faults, see count_faults.
     faults: int
 
 

@@ -38,8 +38,7 @@ MINUTES = {"pair": 3.0, "template": 2.0, "guidelines": 240.0, "label": crowd.MIN
 
 
 class Maker:
-    """What the ways need: a seed, the base (the model that is tuned, and from which the writer is made), and a folder.
-    """
+    """What the ways need: a seed, the base (it is tuned, and the writer is made from it), and a folder."""
 
     def __init__(self, seed, base, out, n_tokens=N_TOKENS, n_many=STEPS * TOKENS_A_STEP, writer_steps=WRITER_STEPS):
         self.seed, self.base, self.out, self.writer_steps = seed, base, Path(out), writer_steps
