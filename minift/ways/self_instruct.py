@@ -179,7 +179,7 @@ class Pool:
         self.lengths.append(len(found))
 
     def nearest(self, text, at_least=0.0, skip=None):
-        """The largest ROUGE-L of `text` with one of the pool, 0 if below at_least. skip: the number of one to leave out."""
+        """The largest ROUGE-L of `text` with one of the pool, 0 if below at_least. skip: a number to leave out."""
         # Count the words that each text of the pool shares with this one.
         found, best = words(text), 0.0
         shared = np.zeros(len(self.words), dtype=np.int64)
