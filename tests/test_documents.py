@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minift.cli.parser import parse
-from minift.tour import arc
+from minift.tour import arc, summary
 
 ROOT = Path(__file__).parents[1]
 README, DATA = ROOT / "README.md", ROOT / "data" / "README.md"
@@ -181,6 +181,16 @@ def test_the_table_of_the_tour():
             f"{mean('withheld_exact_match_before')} % → {share('withheld_exact_match_after')}",
         "rank classification, base → tuned":
             f"{share('withheld_rank_before', 0)} → {share('withheld_rank_after', 0)}"}
+
+
+def test_the_wins_of_ppo_on_each_processor():
+    """data/tour/seeds.json has the tours of one processor, then those of the other; the page gives both spreads."""
+    tours = read_json("tour/seeds.json")
+    n = len(tours["runs"]) // 2
+    assert tours["seeds"] == [0, 1, 2] * 2 and n == 3
+    halves = tours["runs"][:n], tours["runs"][n:]
+    said = [spread(summary(half)["win_rate_ppo"], 1, percent=True) for half in halves]
+    assert f"{said[0]} with AVX2, {said[1]} with AVX-512" in " ".join(read(DATA).split())
 
 
 def test_the_choices_on_the_page():
