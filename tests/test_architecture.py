@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # without lines that hold only a comment.
 AFTERNOON = ("core", "text", "methods", "evaluation")
 LARGEST = {"afternoon": 165_000, "package": 540_000, "characters a line": 50, "lines of a file": 300,
-           "lines of a function": 60}
+           "lines of a function": 60, "files that know the options": 12}
 
 # The tower, from the ground up: each folder may import itself and what stands before it here.
 TOWER = ["errors", "core", "text", "methods", "formats", "evaluation", "ways", "label", "world", "show", "studies",
@@ -151,3 +151,32 @@ def test_a_file_and_a_function_can_be_read_in_one_sitting(path):
         if isinstance(node, ast.FunctionDef):
             length = node.end_lineno - node.lineno + 1
             assert length <= LARGEST["lines of a function"], f"{path.name}: {node.name} has {length} lines"
+
+
+def module_of(name):
+    """The file of the module in which minift's name "cli.run.Run" is defined; None for another library's name."""
+    parts = name.split(".")
+    for n in range(len(parts), 0, -1):
+        path = PACKAGE.joinpath(*parts[:n])
+        if path.with_suffix(".py").is_file():
+            return path.with_suffix(".py")
+    return None
+
+
+def knows_options(path):
+    """Whether a file has a variable or a parameter that is called `options`."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return any("options" in (getattr(node, "id", ""), getattr(node, "arg", "")) for node in nodes)
+
+
+def test_the_options_stay_in_the_command_line():
+    """The options of sft are known to a few files of cli/ only: the others receive single values."""
+    reached, todo = set(), [PACKAGE / "__main__.py", PACKAGE / "cli/sft.py"]
+    while todo:
+        path = todo.pop()
+        if path not in reached:
+            reached.add(path)
+            todo += [found for name in imports(path) if name.startswith("cli.") and (found := module_of(name))]
+    know = {place(path) for path in reached if knows_options(path)}
+    assert {"__main__", "cli.sft", "cli.run", "cli.examples"} <= know
+    assert len(know) <= LARGEST["files that know the options"], sorted(know)
