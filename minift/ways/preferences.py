@@ -7,7 +7,6 @@ different models, ties.
 
 import math
 import random
-from itertools import chain
 
 from minift.text.answers import sample_answers
 
@@ -17,7 +16,9 @@ def sample_pairs(model, tokenizer, prompts, *, max_new_tokens, temperature=1.0, 
 
     A prompt whose two answers are equal is left out, because it shows no preference.
     """
-    doubled = list(chain.from_iterable(zip(prompts, prompts)))
+    doubled = []
+    for prompt in prompts:
+        doubled += [prompt, prompt]
     answers = sample_answers(
         model, tokenizer, doubled, max_new_tokens=max_new_tokens, temperature=temperature,
         batch_size=batch_size, seed=seed)
