@@ -17,7 +17,7 @@ class Sight(NamedTuple):
 
     # (B or 1, 1, T, S) bool, True: token t may attend to token s. None: see is_causal.
     mask: torch.Tensor | None
-    # True, with mask None: each token attends to itself and to all before it. False: to all.
+    # Without a mask: True, each token attends to itself and to all before it; False, to all tokens.
     is_causal: bool
     # Rotary cos and sin, (B or 1, T, 1, E).
     angles: tuple[torch.Tensor, torch.Tensor] | None

@@ -2,9 +2,9 @@
 
 For one token, the matrix products are so short that the general code around them, hundreds of small calls in a deep
 model, takes as long again. So this file writes `Transformer.forward` a second time, for one token in each row, with
-plain functions. It calls no modules, has no dimension T, and builds no mask where nothing is padded. The rotary angles
-are computed once. One product gives q, k and v; it needs a copy of their weights, an eighth of a small model.
-Left out: the same for the MLP.
+plain functions. Linear layers and norms are plain calls of PyTorch, there is no dimension T, and no mask where nothing
+is padded. The rotary angles are computed once. One product gives q, k and v; it needs a copy of their weights, an
+eighth of a small model. Left out: the same for the MLP.
 """
 
 import torch

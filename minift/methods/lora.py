@@ -181,7 +181,7 @@ def unmerge_lora(model):
 
 @contextlib.contextmanager
 def without_lora(model):
-    """Inside the block the model computes exactly what the frozen base does, even when merged; then LoRA is back."""
+    """Inside the block the model computes exactly what the frozen base does, even when merged; then it is as before."""
     layers = list(lora_layers(model).values())
     before = [layer.enabled for layer in layers]
     try:

@@ -78,9 +78,10 @@ def policy_loss(logprobs, old_logprobs, advantages, response_mask, clip_range=0.
 
 
 def value_loss(values, old_values, returns, response_mask, value_clip_range=0.2):
-    """Half the mean, over response tokens, of the larger squared error, of values or of values clipped to old_values.
+    """Half the mean, over response tokens, of the larger squared error: of values, or of values kept near old_values.
 
-    All (B, T-1); only values carry a gradient. old_values: from the rollout. value_clip_range: None for no limit.
+    All (B, T-1); only values carry a gradient. old_values: from the rollout. value_clip_range: the largest distance
+    from old_values; None for no limit.
     """
     mask = response_mask.bool()
     values, old_values, returns = (

@@ -22,7 +22,7 @@ class ChatFormat:
     after: str = ""
     # The text before the whole conversation.
     begin: str = ""
-    # The system turn of conversations that have none; None: there is no such turn.
+    # The system's text that is added to a conversation without a system turn; None: none is added.
     system: str | None = None
     # The text before the text of a system turn.
     system_prefix: str = ""
@@ -61,5 +61,5 @@ MINIFT = ChatFormat()
 
 
 def plain_format(eos):
-    """The format for a base model, which has no template: plain lines, no new tokens. eos: the name of its end."""
+    """The format for a base model, which has no template: plain lines, no new tokens. eos: name of its end token."""
     return ChatFormat("{role}:\n", "\n", eos, "\n")

@@ -35,14 +35,14 @@ FIELD = regex.compile(r"(?ms)^[ \t]*(Task|Input|Answer):(.*?)(?=^[ \t]*(?:Task|I
 def self_instruct(
         seeds, writer, *, n, max_attempts=None, n_seed_demos=3, n_own_demos=1, threshold=0.7, whole=False,
         blacklist=BLACKLIST, checker=None, seed=0):
-    """(rows, statistics): up to n new rows {"messages", "task", "cluster", "source", "id"}, and counts of the refused.
+    """(rows, statistics): up to n new rows {"messages", "task", "cluster", "source", "id"}, and the counts below.
 
     seeds: rows with messages; the first user turn and the first assistant turn are used. writer(prompt) -> its
     continuation. max_attempts: the most calls of the writer, by default 10 n. n_seed_demos, n_own_demos: tasks in a
     prompt, from the seeds and from the accepted ones. threshold: a new task's ROUGE-L with each seed and each accepted
     task must be below it (as in the paper; the released code also accepts exactly 0.7). whole: compare instruction and
     input, so that an instruction may return with a new input. checker(instruction with input, answer) -> bool: is the
-    answer true? statistics: attempts, candidates (all blocks that the writer wrote), accepted, acceptance_rate
+    answer true? statistics: attempts, candidates (accepted and rejected blocks together), accepted, acceptance_rate
     (accepted / candidates), rejected (reason -> count).
     """
     # The pool holds the texts to compare with: at first those of the seeds.
@@ -164,8 +164,8 @@ class Pool:
 
     ROUGE-L = 2 LCS / (words + words), and the LCS has at most as many words as both texts share. Shared words are
     counted for all texts at once by an index: (word, how often it came before in its text) -> the texts that have it.
-    This gives an upper bound for each text. The texts are aligned from the largest bound down, until the bounds fall
-    below the best ROUGE-L found.
+    This gives an upper bound for each text. The texts are aligned from the largest bound down, until no bound is
+    above the best ROUGE-L found.
     """
 
     def __init__(self):

@@ -119,7 +119,7 @@ def check_split(split, where):
 
 
 def check_keys(entry, required, optional, where):
-    """MiniftError unless entry is an object with all required keys; apart from them it may have the optional ones."""
+    """MiniftError unless entry is an object with all required keys, and with no others except the optional ones."""
     if not isinstance(entry, dict):
         raise MiniftError(f"{where}: expected an object with the keys {', '.join(required)}; got {entry!r:.80}")
     missing = [key for key in required if key not in entry]
@@ -133,11 +133,12 @@ def check_keys(entry, required, optional, where):
 
 
 def instantiate(rows, templates, *, split="seen", seed=0, source="template", inverted=True, name="row"):
-    """A chat of each labelled row, by a random template of its task.
+    """A chat of each labelled row, by a template of its task that is drawn at random from `seed`.
 
-    rows: {"task", "fields": {name: value}, "id"}, or rows whose own strings and numbers are the fields. Without a task
-    the file must have only one; without an id the row gets its task and number. templates: what read_templates returns.
-    split: which templates to use. inverted: False leaves the inverted ones out.
+    rows: {"task", "fields": {name: value}, "id"}, or rows whose own strings and numbers are the fields. A row
+    without "task" has the only task of templates (MiniftError if there are more); one without "id" gets the id
+    TASK-NUMBER. templates: what read_templates returns. split: which templates to use. inverted: False leaves the
+    inverted ones out.
     Returns dicts {"messages": [user, assistant], "task", "cluster", "source", "id", "template": its number,
     "inverted"}. Raises MiniftError, which begins with `name` and the row's number.
     """
