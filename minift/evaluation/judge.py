@@ -1,4 +1,4 @@
-"""Which of two models answers better? The share of prompts on which it wins, each pair judged in both orders.
+"""Which of two models answers better? The share of prompts on which one wins, each pair judged in both orders.
 
 Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", sections 3.3 and 3.4: judges,
 people too, often favour the answer that they see first. So each pair is shown in both orders, and the result says how

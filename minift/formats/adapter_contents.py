@@ -82,7 +82,7 @@ def match_contents(model, tensors, rank, path, family):
         targets.append(name)
         shapes |= {key_a: (n, linear.in_features), key_b: (linear.out_features, n)}
 
-    # The embedding and the output layer may have more rows than the model, for new tokens.
+    # The file's embedding and output layer may have more rows than the model's: those of new tokens.
     parameters = plain_parameters(model)
     embed, output = peft_key(EMBED, family), peft_key(OUTPUT, family)
     extras = [name for name in parameters if peft_key(name, family) in tensors]

@@ -24,8 +24,8 @@ LLAMA31 = replace(
 
 def recognise(template, bos="", eos=""):
     """The ChatFormat that writes the same as a Jinja template; None if minift has none. bos, eos: names of tokens."""
-    # A ChatML template may write a system turn of its own; take its text from the output.
     wanted = [render(template, probe, prompt, bos) for probe, prompt in probes()]
+    # A ChatML template may write a system turn of its own; take its text from the output.
     said = (wanted[0] or "").removeprefix("<|im_start|>system\n").partition("<|im_end|>")[0]
     for known in (MINIFT, CHATML, replace(CHATML, system=said), LLAMA3, LLAMA31, plain_format(eos)):
         if wanted == [known.text(probe, prompt) for probe, prompt in probes()]:

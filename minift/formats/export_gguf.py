@@ -1,6 +1,6 @@
 """A decoder of ours as a .gguf file, for llama.cpp and its kin: matrices in 16 bits, norms in 32.
 
-Needs the `gguf` package (requirements-real.txt). llama.cpp knows the patterns that cut text by their names. A
+Needs the `gguf` package (requirements-real.txt). llama.cpp has names for the patterns that cut text. A
 tokenizer with another pattern gets the nearest name, and its own regular expression is stored beside it for our reader.
 Left out: quantizing.
 """

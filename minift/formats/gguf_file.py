@@ -21,7 +21,7 @@ from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
 from minift.formats.settings import explain_errors, require
 
-# Rows that are dequantized at once: so few need little memory beside the model.
+# How many rows are dequantized at once; so few need little memory besides the model.
 ROWS = 4096
 # By how much each rotary wave is stretched, in Llama 3.1 and later.
 FREQUENCIES = "rope_freqs.weight"
@@ -49,7 +49,7 @@ class Header:
         self.data, self.at = data, 0
 
     def unpack(self, letter):
-        """One value of the type that this letter of struct names."""
+        """One value; letter: its type, as in Python's module struct."""
         value, = struct.unpack_from("<" + letter, self.data, self.at)
         self.at += struct.calcsize(letter)
         return value

@@ -27,7 +27,7 @@ def require(what, given, known):
 
 @contextmanager
 def explain_errors(where):
-    """Inside, any error that a damaged file causes becomes a MiniftError that names the file. Unreadable stays."""
+    """Inside, any error that a damaged file causes becomes a MiniftError that names the file, except Unreadable."""
     try:
         yield
     except Unreadable:

@@ -19,7 +19,7 @@ from minift.errors import MiniftError
 from minift.text.jsonl import parse_line
 
 HOST = "127.0.0.1"
-# The largest request that is read, and the most of a refused one that is read and thrown away; bytes.
+# In bytes: the largest request that is accepted, and the most that is read of a refused one.
 LARGEST_BODY, MOST_DRAINED = 64 * 1024, 4 * 1024 * 1024
 PAGE_POLICY = (
     "default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; connect-src 'self'; img-src data:; "
