@@ -48,9 +48,9 @@ def clusters_of_tasks(tasks):
 def leave_one_cluster_out(tasks):
     """One Fold for each cluster, in alphabetical order. tasks: rows, or {task: cluster or clusters}.
 
-    A task in two clusters is left out of the training of both folds. It is assessed in neither, where it would not be
-    unseen. MiniftError for fewer than two clusters, a task without cluster, one id twice, or a cluster without a task
-    of its own.
+    A task in two clusters is not trained on in either fold. It is assessed in neither, because other tasks of its
+    second cluster are trained on there. MiniftError for fewer than two clusters, a task without cluster, one id twice,
+    or a cluster without a task of its own.
     """
     # Every row has its clusters, and an id of its own.
     clusters = clusters_of_tasks(tasks)

@@ -20,7 +20,7 @@ PAD_VALUES = {"labels": IGNORE_INDEX, "segment_ids": -1}
 def make_pretrain_loss(model):
     """-log p(next token), nats, the mean over the labels that are not -100; returns loss_fn(batch) for `train`.
 
-    batch: input_ids (B, T), and optionally labels (B, T), equal to them or -100 (without it every token is learned),
+    batch: input_ids (B, T), and optionally labels (B, T), equal to them or -100 (without labels all are learned),
     attention_mask, position_ids, segment_ids. The first token has nothing before it, so it is never learned.
     """
     return make_next_token_loss(model)
