@@ -15,7 +15,7 @@ SHOWN = 12
 def class_names(data, held_out):
     """The names of the classes in the training rows, in order; each example's label, a name, becomes its number.
 
-    held_out: the validation rows were split off here; those with a label that no training row has go back to training.
+    held_out: the validation rows are a part of --data; those with a label that no training row has go back to training.
     Raises MiniftError for a single class, and for a new label in --valid. Prints which labels are rare or missing.
     """
     if held_out:

@@ -11,9 +11,10 @@ OURS = (
 
 
 def check_out(out, resume=False, overwrite=False, sources=()):
-    """MiniftError unless the folder `out` is new or empty, or has files and `overwrite`, or a stopped run and `resume`.
+    """MiniftError unless the folder `out` can be used: it is new or empty, or one of the two arguments allows it.
 
-    sources: folders that are read from and must not be overwritten.
+    overwrite: it may have files. resume: it must hold a stopped run. sources: folders that are read from and must not
+    be overwritten.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():

@@ -1,8 +1,8 @@
 """The options that verbs share, with their defaults. Impossible values are refused here, before any work begins.
 
 The defaults of learning rate and batch size depend on the model. It is not open yet when the command is read, so
-settle() works them out later. A small model that was trained in minutes needs learning rates a hundred times as high as
-a large pretrained one.
+settle() works them out later. A small model that was trained from scratch needs learning rates a hundred times as high
+as a large pretrained one.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from minift.errors import MiniftError
 
 # Verb -> four learning rates. The first two are for the toy: all weights, or few of them (LoRA, a classifier's head).
-# The last two are the same for a real model; those of LoRA were chosen on SmolLM2-135M, in runs of 12 to 24 steps.
+# The last two are the same for a real model; those of LoRA suited SmolLM2-135M, in runs of 12 to 27 steps.
 RATES = {
     "pretrain": ("2e-3", "1e-2", "2e-5", "1e-3"), "sft": ("1.5e-3", "1e-2", "2e-5", "1e-3"),
     "reward": ("5e-4", "5e-3", "1e-5", "1e-3"), "dpo": ("3e-4", "3e-3", "1e-6", "5e-4"),

@@ -94,7 +94,7 @@ class Run:
                         f"{now.get(name)}; repeat the command that stands in {self.out / 'run.json'}")
 
     def set_model(self, model):
-        """Put the model to train on the device. With --lora its weights are frozen, except a new score head's."""
+        """Put the model to train on the device. With --lora only an adapter and a score head, if any, are trained."""
         self.model = with_lora(model, self.options.lora).to(self.device)
         self.model.body.checkpointing = self.options.checkpointing
         n_all = sum(p.numel() for p in model.parameters())

@@ -1,4 +1,4 @@
-"""Answer many prompts in batches, or stream the text of one answer."""
+"""Answer many prompts in batches, in the order of the prompts; or stream the text of one answer."""
 
 import codecs
 
@@ -14,7 +14,7 @@ LONGEST_ANSWER = 128
 
 
 def room_to_answer(model, prompt, max_new_tokens, where="the prompt"):
-    """How many tokens may be written after a prompt (ids). MiniftError when there is less room than was asked for."""
+    """How many tokens may be written after a prompt (ids). MiniftError if none, or fewer than asked for."""
     context, length = model.config.context_length, len(prompt)
     if length == 0:
         raise MiniftError(f"{where}: the prompt is empty, so there is nothing to go on from; give it a text")

@@ -44,7 +44,7 @@ def run(options):
 
 
 def adjudicated(rows):
-    """One row an item, with the label that Dawid and Skene's model finds. A single annotator's labels are kept."""
+    """One row for each item, with the label that Dawid and Skene's model finds; one annotator's labels stay."""
     from minift.ways import annotation
     items = {row["id"]: {key: value for key, value in row.items() if key not in PERSONAL} for row in rows}
     people = sorted({row["annotator"] for row in rows})

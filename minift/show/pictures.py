@@ -46,7 +46,7 @@ def save(fig, path):
 
     A figure that pyplot made is closed.
     """
-    # This import is here, because it imports torch.
+    # Imported here, not above, because core.files imports torch.
     from minift.core.files import write_bytes
     kind = Path(path).suffix[1:].lower()
     if kind not in ("png", "svg", "pdf"):

@@ -38,7 +38,7 @@ def run(out="runs/tour", seed=0, seeds=None, stages=None, quick=False, resume=Fa
 
     stages: names of STAGES to run, None for all; the stages that they need must be finished in `out`. quick: run each
     stage for a few steps only, as a test. resume: keep the stages that are finished in `out`. Raises MiniftError for an
-    unknown stage, and for one that lacks a stage it needs.
+    unknown stage, and for a stage that needs another one which is not finished.
     """
     check_data_folder("the tour")
     out, stages = Path(out), check_stages(stages)
@@ -84,7 +84,7 @@ def run_seed(out, seed, stages, is_quick, resume):
 
 
 def prepare(tour, stages, resume):
-    """Make the folder and load the results of finished stages; MiniftError for a stage that lacks one it needs."""
+    """Make the folder and load the results of finished stages; MiniftError if one that a stage needs is missing."""
     done = {name: tour.out / "stages" / f"{name}.json" for name in STAGES}
     present = [name for name, path in done.items() if path.exists()]
     if present and not resume and len(stages) == len(STAGES):

@@ -55,7 +55,7 @@ class Settings:
     story_tokens: int = 144
     # Labelled stories of the encoder's learning curve.
     label_sizes: tuple = (16, 64, 256, 1024)
-    # At how many of these sizes, from the first on, all parameters are trained, too.
+    # At the first so many of these sizes, all parameters are trained as well.
     n_full_sizes: int = 2
     # Optimizer steps when all parameters are trained.
     label_steps: int = 60

@@ -67,7 +67,7 @@ def sft(tour):
 def mixture(n, seed):
     """n shuffled chats, made in four ways: by people, a crowd, a language model, and templates.
 
-    Five of six come from templates, because these are the tasks of the evaluation.
+    Five of six come from templates, because the templates have the tasks of the evaluation.
     """
     people = read_jsonl(INSTRUCTIONS / "written.jsonl")[:n // 12]
     model = read_jsonl(INSTRUCTIONS / "model.jsonl")[:n // 24]

@@ -60,7 +60,7 @@ SLOTS = slot_patterns()
 
 
 def read_story(story):
-    """The facts of a story as fields (see facts.scene_fields), without each fact that has no value or several."""
+    """The facts of a story as fields (see facts.scene_fields); a fact is left out if it has no value or several."""
     facts = {}
     for key, values in words_for_facts(story).items():
         if len(values) == 1:

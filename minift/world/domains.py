@@ -56,7 +56,7 @@ def harbour_entry(rng):
     ship = rng.choice(HARBOUR["ships"]).replace("-", " ")
     wind = rng.choice(HARBOUR["winds"])
     strength = rng.choice(HARBOUR["strengths"])
-    # Three ports are drawn for every form, so that each form takes as many numbers from rng.
+    # Three ports are drawn, whichever form is drawn: so every form draws equally often from rng.
     origin, goal, missed = (rng.choice(HARBOUR["ports"]) for _ in range(3))
     form = rng.choice(HARBOUR["forms"])
     event = form.format(

@@ -11,7 +11,7 @@ from minift.world.rubric import role_of, sentences
 
 
 def open_stories(n, seed, split="train"):
-    """n stories, each up to its sentence of trouble: good and bad endings are still equally likely."""
+    """n stories, each up to the sentence that says what goes wrong: good and bad endings are still equally likely."""
     beginnings = []
     for story in stories(n, seed, split):
         parts = sentences(story)

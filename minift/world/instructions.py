@@ -47,7 +47,7 @@ def instruct(task, scene, rng):
 
 
 def instructions(n, seed, split="train", tasks=tuple(TASKS)):
-    """n chats, each about a different scene. The tasks take turns."""
+    """n chats, each about a newly drawn scene. The tasks take turns."""
     rng = random.Random(f"instructions/{split}/{seed}")
     rows = []
     for i, scene in enumerate(draw_scenes(n, f"instructions/{seed}", split)):

@@ -43,7 +43,7 @@ GROUPS = {
 
 
 def labelled(task, n, seed, split="train", domain="stories"):
-    """n rows {"text", "label"}, or {"text", "text_pair", "label"} for the task "follows"; each about a different scene.
+    """n rows {"text", "label"}, or {"text", "text_pair", "label"} for the task "follows"; each has a scene of its own.
 
     task: "sentiment" of the ending, "topic" (what went wrong, 6 classes), "follows" (does the statement text_pair
     follow: yes, no, unknown). Labels are equally likely. Raises MiniftError for another task or domain.

@@ -29,7 +29,7 @@ WORDINGS = read_json(Path(__file__).with_name("wordings.json"))
 SHEET = TEXT_FORMS["worksheet"]
 # These requests end with a text. Words after it would seem to belong to it.
 QUOTING = ("order", "gap", "finish", "next", "rewrite")
-# Kind of exercise -> how often it is drawn; 1 for all others. What is harder to learn is drawn more often.
+# Kind of exercise -> its weight when kinds are drawn; 1 for all others. What is harder to learn is drawn more often.
 OFTEN = {
     "is it": 3,
     "either": 2,

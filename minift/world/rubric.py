@@ -59,7 +59,7 @@ def split_words(text):
 
 
 def skeleton(sentence):
-    """The sentence with each word of the lexicon replaced by its kind; "he" becomes "she", and "an" becomes "a"."""
+    """The sentence: words of the lexicon become their kinds, male pronouns become female ones, "an" becomes "a"."""
     parts = re.findall(r"[A-Za-z][A-Za-z-]*|[^\sA-Za-z]", sentence)
     kinds = []
     for part in parts:

@@ -248,7 +248,7 @@ for _cluster, _tasks in CLUSTERS.items():
 
 
 def world_rows(n, seed, split="train", tasks=tuple(TASKS)):
-    """n labelled rows {"task", "cluster", "fields", "id"}, each about a different scene. The tasks take turns.
+    """n labelled rows {"task", "cluster", "fields", "id"}, each about a newly drawn scene. The tasks take turns.
 
     Each seed and each split draws other scenes. Raises MiniftError for an unknown task, or for none.
     """

@@ -27,7 +27,7 @@ def train_by_recipe(out, recipe, model, tokenizer, phases, loss_fn, evaluate, pr
     facts: further entries of the manifest.
     """
     start, out = time.time(), Path(out)
-    # Train each phase. All phases have one history, in which the steps are counted on.
+    # Train each phase. All phases have one history; its steps are numbered from the first phase to the last.
     history = []
     for batches, settings in phases:
         rows = train(

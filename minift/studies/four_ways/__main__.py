@@ -22,7 +22,7 @@ def measure(maker, way, steps=tuning.STEPS, n_test=tuning.N_TEST):
     else:
         found, (model, tokenizer) = {}, load_model(maker.base)
     scores = {name: tuning.score(model, tokenizer, part) for name, part in tuning.tests(maker, n_test).items()}
-    # The hundred rows by people are in twenty clusters, which is too few rows for each.
+    # The hundred rows by people are in twenty clusters: a score on so few rows says little.
     del scores["people"]["clusters"]
     return {**found, "scores": scores}
 

@@ -37,9 +37,9 @@ def write(out, cells, seeds, settings, crowd):
 
 
 def summary(runs):
-    """The cells of several seeds as one: each number is replaced by {"mean", "std"} over the seeds, or None if any is.
+    """The cells of several seeds as one: each number becomes {"mean", "std"} over the seeds.
 
-    "statistics" is left out.
+    It becomes None if it is None for one of the seeds. "statistics" is left out.
     """
     found = {}
     for key, value in runs[0].items():
