@@ -170,7 +170,7 @@ def knows_options(path):
 
 
 def test_the_options_stay_in_the_command_line():
-    """The options of sft are known to a few files of cli/ only: the others receive single values."""
+    """Only a few of the files of cli/ that sft imports know the options; the others receive single values."""
     reached, todo = set(), [PACKAGE / "__main__.py", PACKAGE / "cli/sft.py"]
     while todo:
         path = todo.pop()

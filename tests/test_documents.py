@@ -133,6 +133,7 @@ def test_the_pictures_text_can_be_read():
         red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
         assert 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) >= 4.5, colour
     assert len({place for place, _, _ in arc.BOXES.values()}) == len(arc.BOXES)
+    assert arc.WIDTH < arc.STEP_X and arc.HEIGHT < arc.STEP_Y
 
 
 def spread(found, digits=0, percent=False):
