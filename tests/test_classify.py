@@ -334,9 +334,9 @@ def test_full_trains_all(train_classifier=classify.train_classifier):
     """Every tensor moves, but for the biases of keys, which cancel; the history is train's; a frozen body thaws."""
     model = classify.freeze(make_model(dropout=0.0))
     before = weights(model)
-    history = train_classifier(model, make_batches(), "full", steps=10, lr=1e-2, warmup=1, progress=False)
+    history = train_classifier(model, make_batches(), "full", steps=10, lr=1e-2, warmup=2, progress=False)
     assert len(history) == 10 and history[-1]["loss"] < history[0]["loss"]
-    assert history[0]["lr"] == pytest.approx(1e-2, abs=1e-9)
+    assert [row["lr"] for row in history[:2]] == pytest.approx([5e-3, 1e-2], abs=1e-9), "warmup is a setting of train"
     after = model.state_dict()
     assert all(not torch.equal(after[name], before[name]) for name in before if "k_proj.bias" not in name)
     assert not model.frozen

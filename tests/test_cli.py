@@ -30,8 +30,9 @@ from minift.core import transformer
 from minift.core.files import read_tensors
 from minift.core.heads import LanguageModel
 from minift.core.transformer import TransformerConfig
+from minift.formats.adapter import save_adapter
 from minift.formats.checkpoint import load_model
-from minift.methods.lora import without_lora
+from minift.methods.lora import add_lora, without_lora
 from minift.methods.sft import make_labels
 from minift.text.chat import encode_chat
 from minift.text.jsonl import read_jsonl
@@ -106,6 +107,7 @@ def test_sft_keeps_the_best_and_writes_what_was_run(tmp_path, capsys):
     assert record["result"]["valid_loss"] == losses[record["best_step"]] and record["status"] == "finished"
     assert record["data"][data.as_posix()] == hashlib.sha256(data.read_bytes()).hexdigest()
     assert f"--data {data}" in record["command"] and record["versions"]["torch"] == torch.__version__
+    assert record["loss"] == [rows[0]["loss"], rows[-1]["loss"]], "the first step and the last, not the best"
     assert record["rows"]["valid"]["noted"] == {"also in --data, so that the validation is too kind": 1}
     model, tokenizer = load_model(tmp_path / "out")
     nll = []
@@ -125,7 +127,9 @@ def test_sft_without_enough_rows_keeps_the_last(tmp_path, capsys):
     assert call("sft", "--model", model, "--data", data, "--out", tmp_path / "out", "--steps", 2) == 0
     assert "the last weights are kept" in capsys.readouterr().out
     assert all("valid_loss" not in row for row in read_jsonl(tmp_path / "out" / "metrics.jsonl"))
-    assert read(tmp_path / "out" / "run.json")["examples"] == {"train": 6, "valid": 0}
+    record = read(tmp_path / "out" / "run.json")
+    assert record["examples"] == {"train": 6, "valid": 0}
+    assert [record["settings"][name] for name in ("lr", "batch_size", "accumulate")] == [1.5e-3, 16, 1], "as worked out"
 
 
 @pytest.mark.parametrize("verb", ["sft", "reward", "dpo", "ppo", "pretrain"])
@@ -142,7 +146,9 @@ def test_an_adapter_is_a_model_too(verb, tmp_path, capsys):
         assert torch.equal(model.body(ids), base.body(ids))
     assert not torch.equal(model.body(ids), base.body(ids)), "nothing was learned"
     assert call("merge", "--model", out, "--out", tmp_path / "merged") == 0
-    torch.testing.assert_close(load_model(tmp_path / "merged")[0](ids), model(ids), atol=1e-5, rtol=0)
+    merged, its_tokenizer = load_model(tmp_path / "merged")
+    torch.testing.assert_close(merged(ids), model(ids), atol=1e-5, rtol=0)
+    assert its_tokenizer.hash() == tokenizer.hash()
     if verb == "sft":  # an adapter upon an adapter has the first one merged for its base
         assert (
             call("dpo", "--model", out, "--data", write(tmp_path / "p.jsonl", *PAIRS), "--out", tmp_path / "next",
@@ -152,6 +158,9 @@ def test_an_adapter_is_a_model_too(verb, tmp_path, capsys):
         with without_lora(open_model(tmp_path / "next")[0]) as upon:
             torch.testing.assert_close(upon(ids), model(ids), atol=1e-5, rtol=0)
         assert (tmp_path / "next" / "base" / "model.safetensors").exists(), "the merged base lies beside its adapter"
+        data = tmp_path / "sft.jsonl"  # without --lora the adapter is merged, and all of the model trained
+        assert call("sft", "--model", out, "--data", data, "--out", tmp_path / "all", "--steps", 1) == 0
+        assert (tmp_path / "all" / "model.safetensors").exists() and not (tmp_path / "all" / "base").exists()
 
 
 def test_nothing_of_an_earlier_run_is_left(tmp_path):
@@ -165,6 +174,20 @@ def test_nothing_of_an_earlier_run_is_left(tmp_path):
     shutil.copy(tmp_path / "out" / "adapter_config.json", tmp_path / "m")
     assert call("merge", "--model", tmp_path / "out", "--out", tmp_path / "m", "--overwrite") == 0
     assert not (tmp_path / "m" / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("verb", ["merge", "export", "sft"])
+def test_the_model_that_is_read_is_not_written_over(verb, tmp_path, capsys):
+    """--out may not be the folder of --model, not even with --overwrite: its files stay."""
+    model, data = prepare(tmp_path, CHATS)
+    if verb == "merge":
+        save_adapter(add_lora(load_model(model)[0], 2, 4), tmp_path / "adapter", base=model.as_posix())
+        model = tmp_path / "adapter"
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    more = ["--data", data] if verb == "sft" else []
+    assert call(verb, "--model", model, "--out", model, "--overwrite", *more) == 2
+    assert "is where the model is read from" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in model.iterdir()}
 
 
 @pytest.mark.parametrize("more", [[], FEW])
@@ -181,7 +204,8 @@ def test_reward_scores_are_normalised(more, tmp_path):
     """The saved model's scores of the answers it was trained on have mean 0 and standard deviation 1."""
     data = write(tmp_path / "few.jsonl", *PAIRS[:8])
     assert (
-        call("reward", "--model", save_tiny(tmp_path / "model"), "--data", data, "--out", tmp_path / "out", *more) == 0
+        call("reward", "--model", save_tiny(tmp_path / "model"), "--data", data, "--out", tmp_path / "out", *more,
+             "--batch-size", 4) == 0
     )
     model, tokenizer = open_model(tmp_path / "out")
     batch = collate_pairs([encode_pair(tokenizer, *row.values(), 96) for row in PAIRS[:8]], tokenizer.pad_id)
@@ -322,9 +346,27 @@ def test_resume_wants_the_same_run(tmp_path, capsys):
     record = read(tmp_path / "out" / "run.json")
     (tmp_path / "out" / "state.safetensors").write_bytes(b"")
     assert call(*command, "--resume", "--seed", 1) == 2 and "seed was 0 and is 1" in capsys.readouterr().err
+    for name, value, old in (("lr", 0.5, 0.0015), ("batch_size", 4, 8)):
+        assert call(*command, "--resume", f"--{name.replace('_', '-')}", value) == 2
+        assert f"{name} was {old} and is {value}" in capsys.readouterr().err
+    assert call(*command, "--resume", "--checkpointing") == 2 and "state.safetensors" in capsys.readouterr().err
     write(tmp_path / "sft.jsonl", *CHATS[1:])
     assert call(*command, "--resume") == 2
     assert record["data"][(tmp_path / "sft.jsonl").as_posix()][:20] in capsys.readouterr().err
+
+
+def test_resume_sees_files_that_come_and_go(tmp_path, capsys):
+    """A pattern that finds a file more, or a file fewer, than at the beginning is another run."""
+    model, _ = prepare(tmp_path, CHATS, "part1.jsonl")
+    second = write(tmp_path / "part2.jsonl", *CHATS)
+    command = ["sft", "--model", model, "--data", tmp_path / "part*.jsonl", "--out", tmp_path / "out", "--steps", 1]
+    assert call(*command) == 0
+    (tmp_path / "out" / "state.safetensors").write_bytes(b"")
+    third = write(tmp_path / "part3.jsonl", *CHATS)
+    assert call(*command, "--resume") == 2 and f"{third.as_posix()} was None" in capsys.readouterr().err
+    third.unlink()
+    second.unlink()
+    assert call(*command, "--resume") == 2 and f"{second.as_posix()} was " in capsys.readouterr().err
 
 
 # ---- using a model ----
@@ -358,7 +400,12 @@ def test_generate_answers_a_file(tmp_path, capsys):
         assert capsys.readouterr().out == row["completion"] + "\n"
     assert call("generate", *common, "--prompt", TEXTS[0]["text"], "--raw") == 0
     assert capsys.readouterr().out == rows[5]["completion"] + "\n"
-    assert call("generate", *common, "--data", data, "--out", tmp_path / "out.jsonl") == 2
+    again = ["generate", *common, "--data", data, "--out", tmp_path / "out.jsonl"]
+    assert call(*again) == 2 and call(*again, "--overwrite") == 0
+    capsys.readouterr()
+    for verb, file in (("generate", data), ("evaluate", write(tmp_path / "chats.jsonl", *CHATS[:2]))):
+        assert call(verb, "--model", model, "--data", file, "--max-new-tokens", 95) == 2
+        assert f"{file}:1: the prompt has" in capsys.readouterr().err, "the row that leaves no room is named"
 
 
 def test_a_chat_is_held_until_the_end_of_input(tmp_path, monkeypatch, capsys):
@@ -404,6 +451,20 @@ def test_evaluate_measures_each_form(tmp_path, capsys):
     assert (call("evaluate", "--model", reward_model, "--data", files[2]) == 0
             and "pair_accuracy" in capsys.readouterr().out)
     assert call("evaluate", "--model", reward_model, "--data", files[0]) == 2
+
+
+def test_the_reference_is_what_reference_names(tmp_path):
+    """With --reference the gap of a pair is that of the model less that of the other model."""
+    pairs, gaps = write(tmp_path / "pairs.jsonl", *PAIRS[:4]), {}
+    model, other = (save_tiny(tmp_path / f"model{seed}", seed=seed) for seed in (0, 1))
+    for name, words in (("model", [model]), ("other", [other]), ("both", [model, "--reference", other])):
+        out = tmp_path / f"{name}.json"
+        assert call("evaluate", "--data", pairs, "--out", out, "--model", *words) == 0
+        gaps[name] = read(out)["gap"]
+    assert gaps["both"] == pytest.approx(gaps["model"] - gaps["other"], abs=1e-5) and abs(gaps["other"]) > 1e-3
+    assert read(tmp_path / "both.json")["data"] == [str(pairs)]
+    again = ["evaluate", "--data", pairs, "--out", tmp_path / "model.json", "--model", model]
+    assert call(*again) == 2 and call(*again, "--overwrite") == 0
 
 
 def test_check_data_shows_all_problems(tmp_path, capsys):

@@ -231,9 +231,14 @@ def test_the_reference_runs_once(add_reference_logprobs=dpo.add_reference_logpro
             got = torch.tensor([example[f"ref_{side}_logprobs"] for example in examples])
             assert isinstance(examples[0][f"ref_{side}_logprobs"], float)
             assert (got - sums(model, examples, side)).abs().max() < 1e-5
-    own = add_reference_logprobs(pairs(), lambda input_ids, attention_mask: torch.full(input_ids[:, 1:].shape, -2.0), 0)
-    for example in own:                              # a callable of one's own: -2 nats for each token of the answer
+    sizes = []
+
+    def own_reference(input_ids, attention_mask):    # -2 nats for each token of the answer
+        sizes.append(len(input_ids))
+        return torch.full(input_ids[:, 1:].shape, -2.0)
+    for example in add_reference_logprobs(pairs(), own_reference, 0, 4):
         assert example["ref_chosen_logprobs"] == -2 * sum(example["chosen_response_mask"])
+    assert sizes == [4, 2], "two answers of each of three pairs, four at a time"
 
 
 def test_the_loss_of_a_batch(make_dpo_loss=dpo.make_dpo_loss):

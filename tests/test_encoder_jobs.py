@@ -265,6 +265,7 @@ def test_the_recipe_is_repeated_on_demand(tmp_path, monkeypatch, capsys):
     assert asked == [str(tmp_path / "new")] and "7 parameters" in capsys.readouterr().out
     (tmp_path / "file").write_text("x", encoding="utf-8")
     assert call("mlm", "--recipe", "encoder", "--out", tmp_path) == 2 and len(asked) == 1
+    assert call("mlm", "--recipe", "encoder", "--out", tmp_path, "--overwrite") == 0 and len(asked) == 2
 
 
 @pytest.mark.parametrize("verb, more", [("mlm", ()), ("classify", ("--full",)), ("classify", ("--probe-then-full",))])
@@ -390,7 +391,33 @@ def test_few_rows_are_not_measured(tmp_path, capsys):
     assert "validation on nothing" in capsys.readouterr().out and load_model(tmp_path / "out")[0].labels
 
 
+def test_baselines_learn_from_the_training_rows(tmp_path, monkeypatch):
+    """Each baseline gets the training rows to learn from, the validation rows to be judged on, and the seed."""
+    given = {}
+    for name, value in (("majority", 0.1), ("bag_of_words", 0.2), ("random_encoder", 0.3), ("shuffled_labels", 0.4)):
+        monkeypatch.setattr(
+            classifier, name, lambda *args, name=name, value=value, **more: given.update({name: (args, more)}) or value)
+    valid = write(tmp_path / "v.jsonl", *ROWS[:3])
+    command = train_command("classify", tmp_path, "--valid", valid, "--seed", 5, "--steps", 2, rows=ROWS[3:])
+    assert call(*command) == 0
+    assert list(read(tmp_path / "out" / "run.json")["result"]["validation"]["baselines"].values()) == [.1, .2, .3, .4]
+    known, right = ([int(row["label"] == "sorry") for row in part] for part in (ROWS[3:], ROWS[:3]))
+    assert given["majority"][0] == (known, right)
+    assert given["bag_of_words"] == ((ROWS[3:], known, ROWS[:3], right, 2), {"seed": 5})
+    for name in ("random_encoder", "shuffled_labels"):
+        _, train, tested, seed = given[name][0]
+        assert [label for batch in train for label in batch["label"].tolist()] == known and seed == 5
+        assert [label for batch in tested for label in batch["label"].tolist()] == right
+
+
 # ---- classify --predict, evaluate, check-data ----
+
+
+def test_predictions_are_written_over_on_demand(tmp_path):
+    """--out of classify --predict is a new file, unless --overwrite is given."""
+    rows = write(tmp_path / "rows.jsonl", {"text": "fox"})
+    command = ["classify", "--model", save_classifier(tmp_path / "m"), "--predict", rows, "--out", tmp_path / "o.jsonl"]
+    assert [call(*command), call(*command), call(*command, "--overwrite")] == [0, 2, 0]
 
 
 def test_predictions_are_those_of_each_row_alone(tmp_path, capsys):

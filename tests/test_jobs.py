@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from minift.__main__ import main
 from minift.cli import (
     chat,
     data_report,
@@ -33,6 +34,7 @@ from minift.errors import MiniftError
 from minift.formats.adapter import save_adapter
 from minift.formats.checkpoint import load_model, save_model
 from minift.methods.lora import add_lora
+from minift.text.chat import encode_prompt
 from minift.text.tokenizer import Tokenizer
 
 WORDS = "Ada has a red kite. Bob has a blue boat. Where is the fox? The fox is at the mill. Read this: happy end."
@@ -231,6 +233,17 @@ def test_what_is_validated_is_not_trained_on(tmp_path, load=examples.load):
         load(load_options(data=[str(one)]), refuse, ("text",))
 
 
+def test_the_seed_chooses_what_is_held_out(tmp_path, capsys, load=examples.load):
+    """Another --seed validates on other rows; the rows of --valid are counted as read and used."""
+    path = write(tmp_path / "x.jsonl", *({"text": f"text {i}"} for i in range(60)))
+    encode = lambda row, tally: row.values["text"]  # noqa: E731
+    first, again, other = (load(load_options(data=[str(path)], seed=seed), encode, ("text",)) for seed in (3, 3, 4))
+    assert first.valid == again.valid != other.valid and len(other.valid) == 6
+    few = write(tmp_path / "v.jsonl", {"text": "text 1"}, {"text": "new"}, {"text": "other"})
+    tally = load(load_options(data=[str(path)], valid=[str(few)]), encode, ("text",)).tallies["valid"]
+    assert (tally.read, tally.used, list(tally.noted.values())) == (3, 3, [1]), "one of the three is trained on"
+
+
 def test_bad_rows_are_skipped_on_demand(tmp_path, load=examples.load):
     """With --skip-bad rows that cannot be read or encoded are counted, the first is named; without it the first
     stops."""
@@ -304,6 +317,12 @@ def test_answers_do_not_depend_on_the_batch(write_answers=sampling.write_answers
         assert answer == alone
     full, short = [1] * (CONTEXT - 2), [1, 2, 3]  # a batch's room is that of its longest prompt
     assert [len(answer) <= 2 for answer in write_answers(model, tokenizer, [full, short], batch_size=2)] == [True, True]
+
+
+def test_a_sample_depends_on_its_seed(continuation=sampling.continuation):
+    """The same words come from one seed, and others from another."""
+    first, again, other = (continuation(make_model(), make_tokenizer(), [5, 7], 20, seed) for seed in (1, 1, 2))
+    assert first == again != other
 
 
 def test_an_answer_has_room(room_to_answer=sampling.room_to_answer):
@@ -438,6 +457,18 @@ def test_validation_weighs_tokens(mean_metrics=run.mean_metrics):
     assert found == {"valid_loss": 2.0, "valid_half": 1.0}
 
 
+def test_validation_is_without_dropout(mean_metrics=run.mean_metrics):
+    """A model in training mode is measured in evaluation mode, and is in training mode again afterwards."""
+    model, modes = make_model().train(), []
+
+    def loss_fn(batch):
+        modes.append(model.training)
+        return torch.tensor(1.0), {"n_tokens": 1}
+
+    mean_metrics(model, loss_fn, [{}], "cpu")
+    assert modes == [False] and model.training
+
+
 def watch_of(tmp_path, prompts, reward_fn=None, reference=None):
     """What ppo calls after each iteration, for a run that only counts how often its weights were kept."""
     tokenizer, model = make_tokenizer(), make_model()
@@ -484,6 +515,23 @@ def test_ppo_keeps_the_best_iteration(tmp_path, monkeypatch, watch_of=watch_of):
     watch({"iteration": 3})
     assert [row["iteration"] for row in watch.rows] == [1, 2, 3] and watch.best["iteration"] == 3
     assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").count("\n") == 3
+
+
+def test_ppo_ends_with_the_best_iteration(tmp_path, monkeypatch):
+    """With held-out prompts the folder and run.json tell of the best iteration, not of the last."""
+    objectives, saved = iter([1.0, 5.0, 3.0]), []
+    monkeypatch.setattr(ppo_run.Watch, "measure", lambda self: {"valid_objective": next(objectives)})
+    monkeypatch.setattr(run.Run, "save", lambda self: saved.append(self))
+    (tmp_path / "r.py").write_text("def score(prompts, responses):\n    return [1.0]\n", encoding="utf-8")
+    prompts = write(tmp_path / "p.jsonl", {"prompt": "Where is the fox?"})
+    valid = write(tmp_path / "v.jsonl", {"prompt": "Where is Ada?"})
+    words = ["ppo", "--model", save_tiny(tmp_path / "m"), "--data", prompts, "--valid", valid,
+             "--out", tmp_path / "out", "--reward-fn", f"{tmp_path / 'r.py'}:score", "--iterations", 2,
+             "--batch-size", 1, "--max-new-tokens", 2, "--eval-every", 1]
+    assert main([str(word) for word in words]) == 0 and len(saved) == 1
+    record = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
+    assert (record["best_step"], record["before"], record["result"]["valid_objective"]) == (
+        1, {"valid_objective": 1.0}, 5.0)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -538,6 +586,16 @@ def test_a_new_base_is_written_first(tmp_path, recorded=run.Run.recorded, save=r
 # ---- models.py, rewards.py, folders.py, options.py, data_report.py ----
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_resuming_clears_nothing(resume, tmp_path, recorded=run.Run.recorded):
+    """--overwrite clears the folder before a new run, but not the state that --resume goes on from."""
+    state = tmp_path / "state.safetensors"
+    state.write_bytes(b"state")
+    chosen = SimpleNamespace(overwrite=True, resume=resume)
+    with recorded(SimpleNamespace(options=chosen, out=tmp_path, record={}, new_base=None)):
+        assert state.exists() == resume
+
+
 def test_a_plain_copy_computes_the_same(plain_copy=models.plain_copy):
     """Merging an adapter into a new model changes its outputs by no more than rounding, and leaves no wrapper
     behind."""
@@ -562,6 +620,17 @@ def generation_of(tokenizer, pairs):
     real = torch.tensor([[False] * (T - len(p) - len(a)) + [True] * len(p + a) for p, a in rows])
     written = torch.tensor([[False] * (T - len(a)) + [True] * len(a) for p, a in rows])
     return Generation(ids, real, written, torch.zeros(len(rows), T - 1))
+
+
+def test_a_reward_model_reads_what_may_come(tmp_path, open_reward_model=rewards.open_reward_model):
+    """A reward model with a shorter context than the policy's serves where --context leaves out what it cannot read."""
+    path = save_tiny(tmp_path / "judge", "TokenScorer", context_length=64)
+    stub = SimpleNamespace(model=make_model(), tokenizer=make_tokenizer(), options=SimpleNamespace(model="m"),
+                           device=torch.device("cpu"), context=64)
+    assert open_reward_model(path, stub).config.context_length == 64
+    stub.context = 65
+    with pytest.raises(MiniftError, match="reads 64 tokens, but 65 may come; add --context 64"):
+        open_reward_model(path, stub)
 
 
 def test_a_reward_function_sees_texts(reward_from_function=rewards.reward_from_function):
@@ -643,6 +712,15 @@ def test_impossible_numbers_are_refused(kind, least, above, most, good, bad, num
     for text in bad:
         with pytest.raises(Exception, match="expected a"):
             read(text)
+
+
+def test_check_data_counts_prompts_without_room(sequences_of=data_report.sequences_of):
+    """A prompt that fills the context leaves no token to an answer; with one token more there is room."""
+    tokenizer, tally = make_tokenizer(), examples.Tally()
+    row = row_files.Row("x:1", "prompt", {"prompt": "Where is the fox?"})
+    ids = encode_prompt(tokenizer, [{"role": "user", "content": "Where is the fox?"}])
+    assert sequences_of(row, tally, tokenizer, len(ids)) == [] and sum(tally.dropped.values()) == 1
+    assert sequences_of(row, tally, tokenizer, len(ids) + 1)[0][0] == ids
 
 
 def test_learned_tokens_are_seen(monkeypatch, coloured=data_report.coloured):

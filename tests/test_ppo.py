@@ -507,6 +507,25 @@ def test_the_seed_decides_the_answers(train_ppo=ppo_loop.train_ppo):
     assert first != second and first != answers(1)[0]
 
 
+def test_the_seed_decides_the_prompts(monkeypatch, train_ppo=ppo_loop.train_ppo):
+    """Iteration by iteration the prompts are those that draw_prompts gives for the seed; no bar is shown on demand."""
+    drawn, shown = spy(monkeypatch, "draw_prompts"), spy(monkeypatch, "Run")
+    train_ppo(*start(), count_fives, PROMPTS, ppo_loop.PPOConfig(**FAST), iterations=2, batch_size=3, eos_id=EOS,
+              pad_id=PAD, seed=7, progress=False)
+    assert [args[1:] for args, _ in drawn] == [(3, 0, 7), (3, 1, 7)]
+    assert shown[0][1]["progress"] is False
+
+
+def test_resuming_with_other_settings_warns(tmp_path):
+    """Another number of iterations changes the learning rate of each, another lam the advantages: both are said."""
+    state = tmp_path / "state.safetensors"
+    run(*start(), iterations=1, state_path=state)
+    with pytest.warns(UserWarning) as caught:
+        run(*start(), iterations=2, lam=0.5, state_path=state, resume=True)
+    said = " ".join(str(warning.message) for warning in caught)
+    assert "resuming with iterations=2" in said and "resuming with lam=0.5" in said
+
+
 def test_the_learning_rate_falls_to_zero(train_ppo=ppo_loop.train_ppo):
     """Once an iteration, linearly: lr, 3/4, 1/2 and 1/4 of it over four iterations."""
     history = run(*start(), iterations=4, train_ppo=train_ppo)

@@ -35,6 +35,14 @@ def test_labelled_rows_become_chats(tmp_path, main=main):
     assert {chat["template"] for chat in rows_of(out)} == {5}
 
 
+def test_chats_of_several_files_stand_together(tmp_path, main=main):
+    """Every file of --data becomes chats, in the order of the files."""
+    first, second = LABELS, write(tmp_path / "more.jsonl", *rows_of(SAMPLES / "labels.jsonl")[:2])
+    out = tmp_path / "chats.jsonl"
+    assert main(["templates", "--data", first, str(second), "--templates", TEMPLATES, "--out", str(out)]) == 0
+    assert len(rows_of(out)) == len(rows_of(SAMPLES / "labels.jsonl")) + 2
+
+
 def annotated(labels):
     """Rows as `label annotate` writes them. labels: annotator -> {item: label}."""
     return [{"id": item, "text": f"text {item}", "label": label, "annotator": name, "seconds": 1.0, "time": "now"}

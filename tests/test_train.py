@@ -4,6 +4,7 @@ last bit."""
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -138,6 +139,13 @@ def test_adamw_step_by_hand(make_optimizer=make_optimizer):
     model.p.grad = torch.full_like(model.p, 0.1)
     optimizer.step()
     assert model.p.item() == pytest.approx(0.99899, abs=1e-8)
+
+
+def test_settings_reach_adamw(make_optimizer=make_optimizer):
+    """Learning rate, betas and eps are those of every group of parameters."""
+    optimizer = make_optimizer(nn.Linear(2, 2), lr=0.3, betas=(0.5, 0.6), eps=1e-5)
+    assert [(group["lr"], group["betas"], group["eps"]) for group in optimizer.param_groups] == [
+        (0.3, (0.5, 0.6), 1e-5)] * 2
 
 
 def test_decay_is_for_matrices_only(make_optimizer=make_optimizer):
@@ -536,6 +544,10 @@ def test_resume_with_other_settings_warns(tmp_path, train=training.train):
     with pytest.warns(UserWarning, match="resuming with lr=0.01"):
         _, history, _ = run(train, steps=4, lr=0.01, min_lr=0.005, state_path=tmp_path / "state", resume=True)
     assert len(history) == 4
+    for name, value in (("accumulate", 2), ("clip", 0.5), ("weight_decay", 0.3), ("betas", (0.5, 0.6))):
+        told = re.escape(f"resuming with {name}={list(value) if name == 'betas' else value}")
+        with pytest.warns(UserWarning, match=told):
+            run(train, steps=4, min_lr=0.005, state_path=tmp_path / "state", resume=True, **{name: value})
 
 
 def test_metrics_file_is_the_history(tmp_path, train=training.train):

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import inspect
+import json
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,21 @@ from test_cli import CHATS, PAIRS, TEXTS, call
 from test_cli import train_command as decoder_command
 from test_encoder_jobs import no_measure, save_classifier
 from test_encoder_jobs import train_command as encoder_command
-from test_jobs import save_tiny, write
+from test_jobs import make_tokenizer, save_tiny, write
 
 from minift import tour
-from minift.cli import classifier, label_page, leave_out, measures, ppo_run, predict, run, sampling
+from minift.cli import (
+    classifier,
+    data_report,
+    label_page,
+    leave_out,
+    measures,
+    options,
+    ppo_run,
+    predict,
+    run,
+    sampling,
+)
 from minift.cli.options import Parser, settle
 from minift.cli.parser import VERBS, find_module, parse
 from minift.core.attention import Attention
@@ -154,7 +166,8 @@ def test_settings_of_training_arrive(verb, tmp_path, monkeypatch):
     assert call(*words, *TRAINED, "--steps", 2, "--lora", 3) == 0
     settings = seen["train"]["settings"]
     assert (settings["lr"], settings["steps"], settings["accumulate"]) == (0.0123, 2, 2)
-    assert settings["eval_every"] == settings["save_every"] == 7
+    assert settings["eval_every"] == settings["save_every"] == 7 and settings["name"] == verb
+    assert torch.initial_seed() == 5, "new weights, such as LoRA's, come from the seed"
     assert (seen["Batches"]["batch_size"], seen["Batches"]["seed"]) == (3, 5)
     assert (seen["add_lora"]["rank"], seen["add_lora"]["alpha"]) == (3, 2 * 3), "alpha is twice the rank"
     assert seen["context_of"]["asked"] == 40 and models[0].body.checkpointing
@@ -182,6 +195,45 @@ def test_bfloat16_is_refused_where_it_is_slow(tmp_path, capsys):
     assert "--dtype bfloat16 is slower" in capsys.readouterr().err
 
 
+def test_bfloat16_reaches_the_training(tmp_path, monkeypatch):
+    """--dtype arrives at train; the CUDA device is only named, since nothing is computed."""
+    monkeypatch.setattr(run, "pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(run.Run, "set_model", lambda self, model: None)
+    monkeypatch.setattr(run, "mean_metrics", lambda *given: {})
+    seen = watch(monkeypatch, (run, "train"), stop=True)
+    run_until_stop(*decoder_command("sft", tmp_path), "--dtype", "bfloat16")
+    assert seen["train"]["settings"]["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "sft", "reward", "dpo", "mlm", "classify"])
+def test_only_the_training_rows_are_shuffled(verb, tmp_path, monkeypatch):
+    """Each pass over the validation batches gives the very same ones, each pass over the training batches others."""
+    def look(self, loss_fn, batches, valid_batches):
+        for part, same in ((batches, False), (valid_batches, True)):
+            first, second = list(part), list(part)
+            assert len(first) > 1 and same == all(
+                torch.equal(x, other[name]) for one, other in zip(first, second) for name, x in one.items())
+        raise Stop
+    monkeypatch.setattr(run.Run, "train", look)
+    command = encoder_command if verb in ("mlm", "classify") else decoder_command
+    words = command(verb, tmp_path, *(["--full"] if verb == "classify" else []))
+    data = words[words.index("--data") + 1]
+    valid = write(tmp_path / "valid.jsonl", *data.read_text(encoding="utf-8").splitlines()[:9])
+    run_until_stop(*words, "--valid", valid, "--batch-size", 2)
+
+
+@pytest.mark.parametrize("verb, module, name", [("sft", run, "train"), ("ppo", ppo_run, "train_ppo")])
+def test_a_tenth_of_the_run_lies_between_validations(verb, module, name, tmp_path, monkeypatch):
+    """Without --eval-every, 30 steps or iterations are validated and saved every third."""
+    seen = watch(monkeypatch, (module, name), stop=True)
+    words = without(decoder_command(verb, tmp_path), "--steps", "--iterations", "--eval-every")
+    run_until_stop(*words, "--iterations" if verb == "ppo" else "--steps", 30)
+    if verb == "ppo":
+        assert seen[name]["on_iteration"].every == 3
+    else:
+        assert seen[name]["settings"]["eval_every"] == seen[name]["settings"]["save_every"] == 3
+
+
 def test_epochs_become_steps(tmp_path, monkeypatch):
     """Without --steps: epochs * batches / accumulate steps, rounded up."""
     seen = watch(monkeypatch, (run, "train"), stop=True)
@@ -204,6 +256,7 @@ def test_settings_of_an_encoder_arrive(verb, more, tmp_path, monkeypatch):
     assert call(*encoder_command(verb, tmp_path, *more), *TRAINED, "--steps", 2) == 0
     settings = seen["train"]["settings"]
     assert (settings["lr"], settings["steps"], settings["accumulate"], settings["eval_every"]) == (0.0123, 2, 2, 7)
+    assert settings["name"] == verb and torch.initial_seed() == 5, "a new head comes from the seed"
     assert (seen["Batches"]["batch_size"], seen["Batches"]["seed"]) == (3, 5)
     assert seen["context_of"]["asked"] == 40 and models[0].body.checkpointing
     assert call(*encoder_command(verb, tmp_path, *more, out="other"), "--lora", 2) == 2
@@ -251,10 +304,13 @@ def test_settings_of_dpo_arrive(tmp_path, monkeypatch):
 
 def test_settings_of_replay_arrive(tmp_path, monkeypatch):
     """--replay's text, its share and the seed."""
-    seen = watch(monkeypatch, (pretrain, "replay"))
+    seen = watch(monkeypatch, (pretrain, "replay"), (sampling, "continuation"))
     old = write(tmp_path / "old.jsonl", *TEXTS)
     assert call(*decoder_command("pretrain", tmp_path), "--replay", old, "--replay-share", 0.45, "--seed", 5) == 0
     assert (seen["replay"]["share"], seen["replay"]["seed"]) == (0.45, 5)
+    assert seen["continuation"]["seed"] == 5, "of the samples before and after"
+    record = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
+    assert old.as_posix() in record["data"], "old text is data too, which --resume compares"
 
 
 # ---- PPO ----
@@ -275,6 +331,8 @@ def test_settings_of_ppo_arrive(rank, tmp_path, monkeypatch):
     assert (config.lr, config.minibatch_size, config.epochs, config.beta) == (0.0123, 3, 3, 0.7)
     assert (config.target_kl, config.missing_eos_penalty, config.temperature, config.max_new_tokens) == (2.5, .4, .6, 4)
     assert (given["iterations"], given["batch_size"], given["seed"]) == (2, 4, 5)
+    tokenizer = make_tokenizer()
+    assert (given["eos_id"], given["pad_id"], given["save_every"]) == (tokenizer.eos_id, tokenizer.pad_id, 1)
     assert given["on_iteration"].every == 2 and given["policy"].body.checkpointing
     assert given["value_model"].body.checkpointing and seen["context_of"]["asked"] == 60
     assert seen["base_reference" if rank else "make_reference"]["temperature"] == 0.6
@@ -338,19 +396,53 @@ def test_settings_of_sampling_arrive(tmp_path, monkeypatch):
     assert given["generator"].initial_seed() == 5
 
 
+@pytest.mark.parametrize("words, n_models", [
+    (("generate", "--prompt", "fox", "--max-new-tokens", 1), 1), (("chat",), 1), (("evaluate", "--data", "pairs"), 1),
+    (("evaluate", "--data", "pairs", "--reference", "model"), 2), (("check-data", "--data", "pairs"), 1),
+    (("classify", "--predict", "texts"), 1),
+    (("label", "compare", "--prompts", "prompts", "--out", "out", "--max-new-tokens", 1), 1)])
+def test_models_go_to_the_device(words, n_models, tmp_path, monkeypatch):
+    """Each model that computes is moved to the device that --device names."""
+    monkeypatch.chdir(tmp_path)
+    save = save_classifier if words[0] == "classify" else save_tiny
+    save(tmp_path / "model")
+    for name, rows in (("pairs", PAIRS[:2]), ("texts", TEXTS[:2]), ("prompts", CHATS[:2])):
+        write(tmp_path / name, *rows)
+    moved, to = [], torch.nn.Module.to
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *where: moved.extend(where) or to(self, *where))
+    monkeypatch.setattr("builtins.input", lambda label: "/quit")
+    monkeypatch.setattr(label_page, "wait", lambda server: server.server_close())
+    assert call(*words, "--model", "model", "--device", "cpu") == 0
+    assert moved.count(torch.device("cpu")) == n_models
+
+
 def test_settings_of_evaluate_arrive(tmp_path, monkeypatch, capsys):
     """--context cuts windows and pairs, --batch-size and --max-new-tokens the answers."""
     model = save_tiny(tmp_path / "model")
     seen = watch(monkeypatch, (measures, "write_answers"), (measures, "token_windows"), (measures, "Batches"),
                  (measures, "encode_preference"), (measures, "logprob_gaps"))
-    data = write(tmp_path / "rows.jsonl", CHATS[0], TEXTS[0], PAIRS[0])
+    data = write(tmp_path / "rows.jsonl", *CHATS[:3], TEXTS[0], PAIRS[0])
     assert call("evaluate", "--model", model, "--data", data, "--context", 50, "--batch-size", 7, "--max-new-tokens",
-                3, "--show", 1) == 0
-    assert f"expected: {CHATS[0]['completion']}" in capsys.readouterr().out
+                3, "--show", 2) == 0
+    out = capsys.readouterr().out
+    assert f"expected: {CHATS[0]['completion']}" in out and out.count("expected: ") == 2
     assert (seen["write_answers"]["max_new_tokens"], seen["write_answers"]["batch_size"]) == (3, 7)
     assert seen["write_answers"]["temperature"] == 0.0, "answers are greedy"
     assert seen["token_windows"]["length"] == 49 and seen["Batches"]["batch_size"] == 7
     assert seen["encode_preference"]["context"] == 50 and seen["logprob_gaps"]["batch_size"] == 7
+
+
+def test_settings_of_evaluate_arrive_for_scores_and_labels(tmp_path, monkeypatch):
+    """--batch-size and --context, where a reward model or a classifier is judged."""
+    seen = watch(monkeypatch, (measures, "Batches"), (measures, "labelled_batches"), (measures, "encode_labelled_row"))
+    pairs = write(tmp_path / "pairs.jsonl", *PAIRS[:3])
+    judge = save_tiny(tmp_path / "reward", "TokenScorer")
+    assert call("evaluate", "--model", judge, "--data", pairs, "--batch-size", 7) == 0
+    labels = write(tmp_path / "labels.jsonl", *[{**row, "label": "glad"} for row in TEXTS[:3]])
+    model = save_classifier(tmp_path / "model")
+    assert call("evaluate", "--model", model, "--data", labels, "--batch-size", 7, "--context", 20) == 0
+    assert seen["Batches"]["batch_size"] == seen["labelled_batches"]["batch_size"] == 7
+    assert seen["encode_labelled_row"]["context"] == 20
 
 
 def test_settings_of_the_folds_arrive(tmp_path, monkeypatch):
@@ -364,15 +456,52 @@ def test_settings_of_the_folds_arrive(tmp_path, monkeypatch):
     assert leave_out.cluster_study is cluster_study
 
 
-def test_settings_of_check_data_arrive(tmp_path, monkeypatch):
+def test_the_users_chats_reach_the_folds(tmp_path, monkeypatch):
+    """--data in place of chats about the world, for every seed, and the base on the device that --device names."""
+    monkeypatch.setattr(leave_out, "pick_device", lambda name: torch.device("meta"))
+    seen = watch(monkeypatch, (cluster_study, "run"), stop=True)
+    said = [{"role": "user", "content": "fox"}, {"role": "assistant", "content": "kite"}]
+    chats = write(tmp_path / "chats.jsonl", *({"messages": said, "task": name, "cluster": name} for name in "abc"))
+    run_until_stop("evaluate", "--leave-one-cluster-out", "--model", save_tiny(tmp_path / "m"), "--out",
+                   tmp_path / "out", "--data", chats, "--clusters", 1, 7)
+    given = seen["run"]
+    assert given["numbers"] == [0, 1, "all"], "three clusters leave two to tune on"
+    assert next(given["open_base"]()[0].parameters()).device.type == "meta" and str(chats) in given["command"]
+    assert [row["cluster"] for row in given["make_rows"](3)] == ["a", "b", "c"]
+
+
+def test_the_seeds_of_the_folds_make_the_chats(tmp_path, monkeypatch):
+    """Without --data each seed has its own chats about the world."""
+    seen = watch(monkeypatch, (cluster_study, "run"), stop=True)
+    monkeypatch.setattr(leave_out, "numbers_of_clusters", lambda wanted, rows: [0])
+    monkeypatch.setattr(cluster_study, "world_chats", lambda n_rows, seed: [n_rows, seed])
+    run_until_stop("evaluate", "--leave-one-cluster-out", "--model", tmp_path, "--out", tmp_path / "out")
+    assert seen["run"]["make_rows"](3) == [leave_out.N_ROWS, 3]
+
+
+def test_plain_text_of_a_real_model_comes_in_windows(tmp_path, monkeypatch):
+    """Where the model is real, check-data and evaluate cut plain text as pretrain does; other rows have the context."""
+    monkeypatch.setattr(options, "REAL", 1)
+    monkeypatch.setattr(options, "WINDOW", 40)
+    found = []
+    monkeypatch.setattr(data_report, "check_form", lambda form, make, rows, tokenizer, context, *rest: found.append(
+        (form, context)) or [])
+    seen = watch(monkeypatch, (measures, "token_windows"))
+    model, data = save_tiny(tmp_path / "m"), write(tmp_path / "rows.jsonl", CHATS[0], TEXTS[0])
+    assert call("check-data", "--model", model, "--data", data) == 0
+    assert sorted(found) == [("completion", 96), ("text", 40)]
+    assert call("evaluate", "--model", model, "--data", write(tmp_path / "text.jsonl", TEXTS[0])) == 0
+    assert seen["token_windows"]["length"] == 39
+
+
+def test_settings_of_check_data_arrive(tmp_path, monkeypatch, capsys):
     """--context is what a row may have, --batch-size the rows of the measured step."""
-    from minift.cli import data_report
     seen = watch(monkeypatch, (data_report, "check_form"), (data_report, "estimate"))
     data = write(tmp_path / "rows.jsonl", *CHATS)
     assert call("check-data", "--model", save_tiny(tmp_path / "m"), "--data", data, "--context", 50, "--batch-size",
                 3, "--show", 4) == 0
     assert (seen["check_form"]["context"], seen["check_form"]["n_show"]) == (50, 4)
-    assert seen["estimate"]["batch_size"] == 3
+    assert seen["estimate"]["batch_size"] == 3 and capsys.readouterr().out.count("\n  | ") == 4
 
 
 def test_settings_of_templates_arrive(tmp_path, monkeypatch):
@@ -388,7 +517,10 @@ def test_settings_of_templates_arrive(tmp_path, monkeypatch):
 
 def test_settings_of_label_arrive(tmp_path, monkeypatch):
     """label compare: length, temperature, seed and batch size of the answers; the page's port."""
-    seen = watch(monkeypatch, (label_page, "sample_pairs"))
+    seen, seeds = watch(monkeypatch, (label_page, "sample_pairs")), []
+    watched = label_page.sample_pairs
+    monkeypatch.setattr(label_page, "sample_pairs", lambda *args, **more: seeds.append(more["seed"]) or watched(
+        *args, **more))
     seen_last = watch(monkeypatch, (label_page, "Server"), stop=True)
     prompts = write(tmp_path / "p.jsonl", *[{"prompt": row["prompt"]} for row in CHATS[:5]])
     run_until_stop("label", "compare", "--model", save_tiny(tmp_path / "m"), "--prompts", prompts, "--out",
@@ -396,7 +528,19 @@ def test_settings_of_label_arrive(tmp_path, monkeypatch):
                    "--port", 4321)
     given = seen["sample_pairs"]
     assert (given["max_new_tokens"], given["temperature"], len(given["prompts"])) == (5, 0.6, 2)
-    assert given["seed"] == 5 * 1_000_003 and seen_last["Server"]["port"] == 4321
+    assert seeds == [5 * 1_000_003 + i for i in range(3)], "each batch has its own random numbers"
+    assert seen_last["Server"]["port"] == 4321 and seen_last["Server"]["work"].task.seed == 5
+
+
+def test_pairs_are_of_the_model_and_leave_it_room(tmp_path, capsys):
+    """label compare refuses pairs that another model wrote, and names the prompt after which an answer has no room."""
+    model, other = save_tiny(tmp_path / "m"), save_tiny(tmp_path / "other")
+    prompts = write(tmp_path / "p.jsonl", {"prompt": CHATS[0]["prompt"]})
+    write(tmp_path / "out.pairs.jsonl", {**PAIRS[0], "prompt": CHATS[0]["prompt"], "model": str(other)})
+    command = ["label", "compare", "--model", model, "--prompts", prompts, "--out"]
+    assert call(*command, tmp_path / "out.jsonl") == 2 and "answers of another model" in capsys.readouterr().err
+    assert call(*command, tmp_path / "new.jsonl", "--max-new-tokens", 95) == 2
+    assert f"{prompts}:1: the prompt has" in capsys.readouterr().err
 
 
 def test_the_form_of_an_export_arrives(tmp_path, monkeypatch):
@@ -436,6 +580,8 @@ def test_the_defaults_that_matter():
         1, 3, 1, 1, 3, 5]
     generate = parse(["generate", "--model", "m"])
     assert (generate.temperature, generate.top_k, generate.top_p) == (0.7, None, None)
+    folds = parse(["evaluate", "--model", "m"])
+    assert (folds.steps, folds.lr, folds.seeds, folds.clusters) == (90, 5e-4, [0], [1, 2, 4, "all"])
     assert run.ALPHA == 2 and TrainConfig(steps=1, lr=1.0).clip == 1.0
     toy = settle(parse(["sft", *base]), torch.nn.Linear(2, 2))
     assert (toy.lr, toy.batch_size, toy.accumulate) == (1.5e-3, 16, 1)
