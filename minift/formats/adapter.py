@@ -16,8 +16,9 @@ from minift.methods.lora import add_lora, find_lora, lora_layers
 def save_adapter(model, path, base=None):
     """Write the adapter alone, as PEFT would: adapter_config.json and adapter_model.safetensors in the folder `path`.
 
-    Other trainable parameters, such as a new head, are written too. base: where the base model is from, for the reader
-    of the file; the base's fingerprint is stored as well. MiniftError when the model has no LoRA, or has it merged.
+    Other trainable parameters, such as a new head, are written too. base: where the base model comes from, a note for
+    readers of the file; the base's fingerprint is always stored. Raises MiniftError when the model has no LoRA, or when
+    its LoRA is merged.
     """
     family = adapter_family(model)
     tensors, config = collect_contents(model, family)
@@ -29,7 +30,7 @@ def load_adapter(model, path, force=False):
     """Read a folder that save_adapter or PEFT wrote into `model`, adding LoRA if it has none; returns the model.
 
     Raises MiniftError, with the model untouched, when names, shapes or rank do not fit, when a number is not finite, or
-    when the adapter was made for another base (force=True overrules this one: the fingerprints then may differ).
+    when the adapter was made for another base. With force=True the last of these is allowed.
     """
     # Everything is checked before the model is changed.
     config, tensors, metadata = read_adapter(path)
@@ -39,12 +40,13 @@ def load_adapter(model, path, force=False):
     if not force and metadata.get("fingerprint", base) != base:
         raise MiniftError(f"{path} was made for a base model with other weights; load that base, or use force=True")
 
-    # Room for the adapter: LoRA's layers, and rows for new tokens that came with it.
+    # Make room for the adapter: add LoRA's layers, and rows for the new tokens that the adapter was trained with.
     if not find_lora(model):
         add_lora(model, config["r"], config["lora_alpha"], targets, config["lora_dropout"])
     if EMBED in extras:
         resize_vocabulary(model, len(tensors[peft_key(EMBED, family)]))
 
+    # Copy the file's numbers into the model. The extras were trained, so they stay trainable.
     layers, parameters = lora_layers(model), plain_parameters(model)
     with torch.no_grad():
         for name in targets:

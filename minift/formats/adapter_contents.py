@@ -17,28 +17,31 @@ EMBED, OUTPUT = "body.embed.weight", "head.weight"
 
 
 def extra_parameters(model):
-    """name -> each trainable parameter that is not LoRA's: the caller of add_lora unfroze it."""
+    """name -> parameter, for each trainable parameter that is not LoRA's: the caller of add_lora unfroze it."""
     return {name: parameter for name, parameter in plain_parameters(model).items() if parameter.requires_grad}
 
 
 def collect_contents(model, family):
     """(tensors under PEFT's names, PEFT's config) of a model's LoRA and of its extras."""
+    # The file has one number for each setting, so all layers must share them.
     layers, extras = lora_layers(model), extra_parameters(model)
     settings = {(layer.rank, layer.alpha, layer.dropout.p) for layer in layers.values()}
     if len(settings) > 1:
         raise MiniftError(f"an adapter file has one rank, alpha and dropout, but the layers have {sorted(settings)}")
     rank, alpha, dropout = settings.pop()
+    # Collect the tensors: the extras, then A and B of each layer.
     tensors = {peft_key(name, family): parameter for name, parameter in extras.items()}
     for name, layer in layers.items():
         key_a, key_b = lora_keys(name, family)
         tensors |= {key_a: layer.lora_A, key_b: layer.lora_B}
+    # Describe them in PEFT's words.
     task = "CAUSAL_LM" if isinstance(model, LanguageModel) else None
     if hasattr(model, "score"):
         task = "SEQ_CLS"
     modules = {peft_name(name.rpartition(".")[0], family) for name in extras}
     config = {
         "task_type": task,
-        # GPT-2's layers are Conv1D.
+        # GPT-2's layers are Conv1D, whose matrices are (in, out).
         "fan_in_fan_out": family == "gpt2",
         "r": rank,
         "lora_alpha": alpha,
@@ -53,23 +56,26 @@ def collect_contents(model, family):
 
 
 def target_names(model, family):
-    """PEFT's target_modules: short names ("q_proj") if the family has these, and LoRA is in every layer called so."""
+    """PEFT's target_modules: which layers have LoRA.
+
+    A short name ("q_proj") means every layer of this name. A Llama gets short names if that is true of its LoRA; other
+    models get each layer's whole name.
+    """
     layers = find_lora(model)
     short = {name.rpartition(".")[2] for name in layers}
-    left_out = False
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in short:
-            left_out = True
+    plain = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    left_out = any(name.rpartition(".")[2] in short for name in plain)
     if left_out or family != "llama":
         return sorted(peft_name(name, family) for name in layers)
     return sorted(short)
 
 
 def match_contents(model, tensors, rank, path, family):
-    """Names of the layers, and of the extras, to which a file's tensors belong; MiniftError when they do not fit.
+    """(layers, extras): the names of those to which a file's tensors belong; MiniftError when the tensors do not fit.
 
-    rank: of the file. A model that has LoRA must have it in the same layers, and with its own rank.
+    rank: the file's. If the model already has LoRA, the file must have it in the same layers and with the same rank.
     """
+    # LoRA's layers: those of the model, or, when it has none yet, the linear layers that the file names.
     layers, targets, shapes = find_lora(model), [], {}
     for name, module in model.named_modules():
         key_a, key_b = lora_keys(name, family)
@@ -82,7 +88,7 @@ def match_contents(model, tensors, rank, path, family):
         targets.append(name)
         shapes |= {key_a: (n, linear.in_features), key_b: (linear.out_features, n)}
 
-    # The file's embedding and output layer may have more rows than the model's: those of new tokens.
+    # The extras. Their embedding and output layer may have more rows than the model's: the rows of new tokens.
     parameters = plain_parameters(model)
     embed, output = peft_key(EMBED, family), peft_key(OUTPUT, family)
     extras = [name for name in parameters if peft_key(name, family) in tensors]
@@ -95,6 +101,7 @@ def match_contents(model, tensors, rank, path, family):
     if tied:
         shapes[output] = shapes[embed]
 
+    # Check all tensors against what was expected.
     check_shapes(tensors, shapes, path)
     check_finite(tensors, path)
     if not targets:

@@ -1,9 +1,9 @@
 """An adapter on disk, in PEFT's format: adapter_config.json and adapter_model.safetensors in one folder.
 
-The tensors have the names that PEFT gives them around the Hugging Face model of the same family (families.py; a body of
-no family gets Llama's names). GPT-2 has q, k and v in one layer there: three adapters of rank R become one of rank 3 R,
-and PEFT's one becomes three that share A. Left out: several adapters in a folder, and PEFT's options that are more than
-plain LoRA (refused, not ignored).
+The tensors have the names that PEFT gives them when it wraps the Hugging Face model of the same family (families.py). A
+body of no family gets Llama's names. In Hugging Face's GPT-2, q, k and v are one layer. So when we write, three
+adapters of rank R become one of rank 3 R; when we read PEFT's one adapter, it becomes three that share A. Left out:
+several adapters in a folder, and PEFT's options beyond plain LoRA. A file with one of these options is refused.
 """
 
 import math
@@ -23,7 +23,7 @@ from minift.formats.weights import check_finite
 PREFIX = "base_model.model."
 # The entries of adapter_config.json that every plain LoRA has.
 PLAIN = {"peft_type": "LORA", "bias": "none", "init_lora_weights": True, "inference_mode": True}
-# With other values an adapter is more than h = W x + scale B A x over the base's own W.
+# Options that must be off. Otherwise an adapter computes something else than h = W x + scale B A x.
 BEYOND = ("use_dora", "rank_pattern", "alpha_pattern", "lora_bias", "fan_in_fan_out", "trainable_token_indices")
 KNOWN = {"bias": ("none", None), "init_lora_weights": (True, False, None, "gaussian", "orthogonal")}
 KNOWN |= dict.fromkeys(BEYOND, (False, None, {}, []))
@@ -39,7 +39,7 @@ def adapter_family(model):
     try:
         return find_family(model.config)
     except (AttributeError, MiniftError):
-        # No body of ours, or one that no family has.
+        # The body is not one of ours, or it belongs to no family.
         return "llama"
 
 
@@ -63,7 +63,10 @@ def lora_keys(name, family):
 
 
 def fuse_qkv(tensors, config):
-    """(tensors, config) with q, k and v of a layer as one: A stacked, B in blocks. MiniftError when one is missing."""
+    """(tensors, config) in which q, k and v of a layer are one: A stacked, B as blocks on a diagonal.
+
+    Raises MiniftError when a layer has LoRA in only one or two of them.
+    """
     fused, owners = dict(tensors), set()
     for key in tensors:
         owner = re.sub(r"[qkv]_proj\.lora_A\.weight$", "", key)
@@ -87,7 +90,7 @@ def fuse_qkv(tensors, config):
 
 
 def split_qkv(tensors, stacked):
-    """The inverse of fuse_qkv. An adapter that PEFT made is not stacked: q, k and v each get A and a third of B."""
+    """The inverse of fuse_qkv. stacked: fuse_qkv made the layer. If PEFT made it, q, k, v get A and a third of B."""
     apart = {}
     for key, tensor in tensors.items():
         owner, fused, part = key.partition(f".{FUSED}.lora_")
@@ -99,7 +102,7 @@ def split_qkv(tensors, stacked):
             pieces = [tensor] * 3
         for i, (letter, piece) in enumerate(zip("qkv", pieces)):
             if part == "B.weight" and stacked:
-                # The block on the diagonal.
+                # Take the block on the diagonal; the others are zero.
                 piece = piece.chunk(3, dim=1)[i]
             apart[f"{owner}.{letter}_proj.lora_{part}"] = piece
     return apart
@@ -111,7 +114,8 @@ def split_qkv(tensors, stacked):
 def write_adapter(path, tensors, config, fingerprint, family):
     """Write the folder, the tensors last. Their metadata tells which config and which base they belong to.
 
-    config: the entries of PEFT's LoraConfig that vary. fingerprint: of the frozen base. MiniftError: NaN, no space.
+    config: the entries of PEFT's LoraConfig that vary. fingerprint: of the frozen base. Raises MiniftError for a NaN,
+    and when the folder cannot be written.
     """
     check_finite(tensors, "the adapter to save")
     metadata = {"fingerprint": fingerprint, "r": config["r"], "lora_alpha": config["lora_alpha"]}
@@ -128,13 +132,14 @@ def read_adapter(path):
 
     Raises MiniftError when something is missing, damaged, from two adapters, or beyond plain LoRA.
     """
+    # Read both files.
     file = Path(path) / "adapter_config.json"
     config = read_json(file)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise MiniftError(f"{file} does not describe a LoRA adapter (peft_type must be LORA)")
     tensors, metadata = read_tensors(Path(path) / "adapter_model.safetensors", foreign=True)
 
-    # These settings are normal in a GPT-2. In other families they mean more than plain LoRA.
+    # Refuse options beyond plain LoRA, and files of two adapters. Three options are normal in a GPT-2.
     stacked = metadata.get("stacked", False)
     known = dict(KNOWN)
     if any(re.search(r"\.c_(attn|fc|proj)\.", key) for key in tensors):
@@ -149,9 +154,10 @@ def read_adapter(path):
         if metadata.get(key, value) != value:
             raise MiniftError(f"{path} has the files of two different adapters; copy the folder again")
 
+    # Bring the config and the tensors into our form.
     rank, alpha = config["r"], config["lora_alpha"]
     if config.get("use_rslora"):
-        # There the scale is alpha / sqrt(rank).
+        # Its scale is alpha / sqrt(rank), ours is alpha / rank.
         alpha *= math.sqrt(rank)
     config = {"r": rank, "lora_alpha": alpha, "lora_dropout": config.get("lora_dropout", 0.0)}
     return config, split_qkv(tensors, stacked), metadata

@@ -3,8 +3,8 @@
 The files follow two conventions (Radford et al. 2019, GPT-2). First, a token is bytes, but a file is text, so each
 byte is written as one printable character. Second, a file lists the merges in the order in which they were learned. Our
 ranks (bytes of a token -> id, tiktoken's form) have no such list: the next pair to merge is the one whose token has the
-lowest id. Both give the same ids if the ids follow the order of the merges, and `make_ranks` checks that they do. Left
-out: vocabularies in another order, for which the list of merges would have to be kept.
+lowest id. Both forms give the same ids if the ids follow the order of the merges, and `make_ranks` checks that they do.
+Left out: vocabularies in another order, for which the list of merges would have to be kept.
 """
 
 from minift.formats.settings import Unreadable
@@ -22,7 +22,7 @@ def spell_token(token):
 
 
 def make_ranks(vocab, merges, special, whole_pieces):
-    """bytes -> id of all tokens that are not special; Unreadable when the ids are not in the order of the merges.
+    """bytes -> id of all tokens that are not special. Raises Unreadable when the ids do not follow the merges' order.
 
     vocab: token -> id. merges: pairs of tokens. whole_pieces: a piece of text that is a token is not cut further, so a
     token needs no merge (tokenizer.json: ignore_merges).
@@ -45,8 +45,8 @@ def find_merges(ranks):
     """Yield the merges that ranks imply, as pairs of spelled tokens, in the order of the ids.
 
     For each token of several bytes: start from its single bytes, and merge as for any text, but only into tokens with
-    lower ids. When two parts are left, their merge makes the token. A token that is not reached so has no merge: it is
-    found as a whole piece of text, or never.
+    lower ids. When two parts are left, their merge makes the token. A token that cannot be reached in this way has no
+    merge. A tokenizer finds it only where it is a whole piece of text.
     """
     for token, limit in sorted(ranks.items(), key=lambda item: item[1]):
         parts = [token[i:i + 1] for i in range(len(token))]
@@ -55,7 +55,7 @@ def find_merges(ranks):
             found = [ranks.get(pair, limit) for pair in joined]
             if min(found) >= limit:
                 break
-            # Of equal pairs the first one is merged.
+            # If the best pair occurs several times, the first one is merged.
             i = found.index(min(found))
             parts[i:i + 2] = [joined[i]]
         if len(parts) == 2 and all(part in ranks for part in parts):

@@ -1,6 +1,8 @@
-"""The chat templates of published models, which are Jinja programs: ChatML (SmolLM2) and Llama 3's, and back.
+"""The chat templates of published models, which are Jinja programs, as a ChatFormat, and a ChatFormat as a template.
 
-A template is recognised by its output for a few conversations, compared character by character. Left out: all others.
+Two templates can differ as programs and still write the same text. So a template is recognised by what it writes: it
+is run on a few conversations (PROBES), and its output must equal a known format's, character by character. The known
+formats are minift's own, ChatML (SmolLM2), Llama 3's, and bare texts. Left out: all others.
 """
 
 import json
@@ -16,7 +18,7 @@ CHATML = ChatFormat("<|im_start|>{role}\n", "<|im_end|>\n", "<|im_end|>", "\n")
 LLAMA3 = ChatFormat(
     "<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>", "<|eot_id|>", strip=True,
     begin="<|begin_of_text|>")
-# The date is the template's own, so that the same chat has the same ids.
+# The date is the one in Llama's template, not today's, so that the same chat always has the same ids.
 LLAMA31 = replace(
     LLAMA3, system="",
     system_prefix="Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n")
@@ -25,7 +27,7 @@ LLAMA31 = replace(
 def recognise(template, bos="", eos=""):
     """The ChatFormat that writes the same as a Jinja template; None if minift has none. bos, eos: names of tokens."""
     wanted = [render(template, probe, prompt, bos) for probe, prompt in probes()]
-    # A ChatML template may write a system turn of its own; take its text from the output.
+    # To a chat without a system turn a ChatML template may add one. Its text is taken from the output.
     said = (wanted[0] or "").removeprefix("<|im_start|>system\n").partition("<|im_end|>")[0]
     for known in (MINIFT, CHATML, replace(CHATML, system=said), LLAMA3, LLAMA31, plain_format(eos)):
         if wanted == [known.text(probe, prompt) for probe, prompt in probes()]:
@@ -44,7 +46,7 @@ def probes():
 
 def render(template, messages, add_generation_prompt, bos):
     """What a Jinja template writes; None when it refuses the messages, or does something that a template must not."""
-    # Comes with torch; slow to load, and rarely needed.
+    # It comes with torch. It is imported here because it loads slowly and is rarely needed.
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
