@@ -25,6 +25,11 @@ class Generation:
     response_mask: torch.Tensor   # (B, T) bool, tokens that the model wrote, its EOS among them
     logprobs: torch.Tensor        # (B, T-1) nats, of each written token (column t - 1 for token t), 0 elsewhere
 
+    def prompts(self):
+        """What each row began with, without padding: a list of lists of ids."""
+        rows = zip(self.input_ids, self.attention_mask & ~self.response_mask)
+        return [ids[given].tolist() for ids, given in rows]
+
     def responses(self):
         """What the model wrote in each row, its EOS included: a list of lists of ids."""
         return [ids[written].tolist() for ids, written in zip(self.input_ids, self.response_mask)]

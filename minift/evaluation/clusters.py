@@ -199,8 +199,8 @@ def macro_micro(scores):
 def over_seeds(runs):
     """{cluster, "macro" or "micro": {"mean", "low", "high"}} over runs that differ only in their seed.
 
-    runs: macro_micro's scores, one of each seed. low, high: mean -+ t s / sqrt(n), 95 % (a bootstrap of five seeds is
-    too narrow); one seed has none. They show how much the seed changes a score, and nothing about other clusters.
+    runs: macro_micro's scores, one of each seed. low, high: from t_interval (a bootstrap of five seeds is too narrow).
+    They show how much the seed changes a score, and nothing about other clusters.
     """
     if not runs or any(run.keys() != runs[0].keys() for run in runs):
         raise MiniftError(
@@ -209,15 +209,16 @@ def over_seeds(runs):
     for run in runs:
         row = {name: macro_micro({name: run[name]})["micro"] for name in run}
         rows.append(row | macro_micro(run))
-    n, found = len(runs), {}
-    for name in rows[0]:
-        values = [row[name] for row in rows]
-        mean = math.fsum(values) / n
-        found[name] = {"mean": mean}
-        if n > 1:
-            half = T95[min(n, 10) - 2] * statistics.stdev(values) / math.sqrt(n)
-            found[name] |= {"low": mean - half, "high": mean + half}
-    return found
+    return {name: t_interval([row[name] for row in rows]) for name in rows[0]}
+
+
+def t_interval(values):
+    """{"mean", "low", "high"}: mean -+ t s / sqrt(n), the 95 % interval of a few values; one value has no interval."""
+    n, mean = len(values), math.fsum(values) / len(values)
+    if n == 1:
+        return {"mean": mean}
+    half = T95[min(n, 10) - 2] * statistics.stdev(values) / math.sqrt(n)
+    return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 @torch.no_grad()

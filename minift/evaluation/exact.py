@@ -135,8 +135,13 @@ def sample_choices(answers, ref_logprobs, rewards, n, prompt, seed=0):
     first, second = torch.multinomial(_exact(ref_logprobs).exp(), 2 * n, True, generator=generator).view(2, n)
     chance = preference_probability(rewards[first], rewards[second])
     wins = torch.rand(n, generator=generator, dtype=torch.float64) < chance
-    examples = []
     chosen, rejected = torch.where(wins, first, second), torch.where(wins, second, first)
+    return choice_examples(answers, ref_logprobs, chosen, rejected, prompt)
+
+
+def choice_examples(answers, ref_logprobs, chosen, rejected, prompt):
+    """Examples for collate_pairs; chosen, rejected: (n,), which of the answers (N, T) they are."""
+    examples = []
     for pair in zip(chosen.tolist(), rejected.tolist()):
         example = {}
         for side, row in zip(("chosen", "rejected"), pair):

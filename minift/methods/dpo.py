@@ -1,9 +1,9 @@
 """Direct preference optimization: learn from pairs without a reward model.
 
 Rafailov et al. 2023, "Direct Preference Optimization", eq. 7 (dpo_loss). Its family: Azar et al. 2023, "A General
-Theoretical Paradigm to Understand Learning from Human Preferences" (IPO), eq. 17; Meng et al. 2024, "SimPO", eq. 6;
-Hong et al. 2024, "ORPO", eq. 6 and 7; Ethayarajh et al. 2024, "KTO", eq. 8. Left out: KTO's training loop (its
-mismatched answers need a second batch), updates of the reference, robust and hinge losses.
+Theoretical Paradigm to Understand Learning from Human Preferences" (IPO), eq. 17; Zhao et al. 2023, "SLiC-HF" (hinge);
+Chowdhury et al. 2024, "Provably Robust DPO"; Meng et al. 2024, "SimPO", eq. 6; Hong et al. 2024, "ORPO", eq. 6 and 7;
+Ethayarajh et al. 2024, "KTO", eq. 8 (its training is in kto.py). Left out: updates of the reference.
 """
 
 import torch
@@ -16,21 +16,50 @@ from minift.text.batches import chunks, pad
 
 
 def dpo_loss(
-        chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, beta, label_smoothing=0.0):
+        chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, beta, label_smoothing=0.0,
+        margin=0.0):
     """-log sigmoid(beta * (chosen log-ratio - rejected log-ratio)), the mean over pairs: log 2 at the reference.
 
     *_logprobs: (B,), nats, SUMMED over each response, its EOS included (TRL: *_logps). beta: weight of the KL, > 0.
     label_smoothing: the chance that a label is wrong (conservative DPO), a float in [0, 0.5) or (B,), one per pair.
+    margin: by how much the chosen reward must win (Amini et al. 2024, DPO with an offset), a float or (B,).
     Returns (loss, metrics); metrics hold the implicit rewards beta * log-ratio and how often chosen strictly wins.
     """
     check_number("beta", beta, above=0)
-    if isinstance(label_smoothing, (int, float)) and not 0 <= label_smoothing < 0.5:
-        raise MiniftError(
-            f"label_smoothing is {label_smoothing}; expected a chance of at least 0 and below 0.5")
+    _check_smoothing(label_smoothing)
     chosen_rewards = beta * (chosen_logprobs - ref_chosen_logprobs)        # (B,), eq. 5
     rejected_rewards = beta * (rejected_logprobs - ref_rejected_logprobs)  # (B,)
-    margin = chosen_rewards - rejected_rewards
-    loss = -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)  # eq. 7
+    gap = chosen_rewards - rejected_rewards - margin
+    loss = -(1 - label_smoothing) * F.logsigmoid(gap) - label_smoothing * F.logsigmoid(-gap)  # eq. 7
+    return loss.mean(), _metrics(chosen_rewards, rejected_rewards)
+
+
+def robust_loss(
+        chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, beta, label_smoothing):
+    """dpo_loss made unbiased for labels of which a share label_smoothing is wrong: its mean is that of right labels.
+
+    The arguments are those of dpo_loss. ((1 - e) l(gap) - e l(-gap)) / (1 - 2 e), with l = -log sigmoid and
+    e = label_smoothing. Returns (loss, metrics).
+    """
+    check_number("beta", beta, above=0)
+    _check_smoothing(label_smoothing)
+    chosen_rewards = beta * (chosen_logprobs - ref_chosen_logprobs)        # (B,)
+    rejected_rewards = beta * (rejected_logprobs - ref_rejected_logprobs)  # (B,)
+    gap = chosen_rewards - rejected_rewards
+    loss = -(1 - label_smoothing) * F.logsigmoid(gap) + label_smoothing * F.logsigmoid(-gap)
+    return (loss / (1 - 2 * label_smoothing)).mean(), _metrics(chosen_rewards, rejected_rewards)
+
+
+def hinge_loss(
+        chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs, beta):
+    """max(0, 1 - beta * (chosen log-ratio - rejected log-ratio)), the mean over pairs: a gap of 1 / beta is enough.
+
+    The arguments are those of dpo_loss. SLiC itself has no reference. Returns (loss, metrics).
+    """
+    check_number("beta", beta, above=0)
+    chosen_rewards = beta * (chosen_logprobs - ref_chosen_logprobs)        # (B,)
+    rejected_rewards = beta * (rejected_logprobs - ref_rejected_logprobs)  # (B,)
+    loss = torch.relu(1 - (chosen_rewards - rejected_rewards))
     return loss.mean(), _metrics(chosen_rewards, rejected_rewards)
 
 
@@ -103,19 +132,19 @@ def kto_kl(logprobs, ref_logprobs):
 
 
 @torch.no_grad()
-def add_reference_logprobs(examples, reference, pad_id, batch_size=16, device=None):
+def add_reference_logprobs(examples, reference, pad_id, batch_size=16, device=None, sides=("chosen", "rejected")):
     """Run the reference once over every pair; store ref_chosen_logprobs and ref_rejected_logprobs (float sums) in each.
 
     examples: dicts of lists (chosen_input_ids, chosen_response_mask, rejected_...), changed in place and returned.
-    reference: callable (input_ids, attention_mask) -> logprobs (B, T-1), say make_reference(model). Run it again
-    whenever the examples or the reference change: no check can find old sums later.
+    reference: callable (input_ids, attention_mask) -> logprobs (B, T-1), say make_reference(model). sides: the names of
+    an example's answers. Run it again whenever the examples or the reference change: no check can find old sums later.
     """
     # List every answer: its example, the name of its sum, its ids and its mask.
     if device is None and hasattr(reference, "model"):
         device = next(reference.model.parameters()).device
     answers = []
     for example in examples:
-        for side in ("chosen", "rejected"):
+        for side in sides:
             ids, mask = example[f"{side}_input_ids"], example[f"{side}_response_mask"]
             answers.append((example, f"ref_{side}_logprobs", ids, mask))
     # Run batches of answers; answers of similar length need little padding.
@@ -134,11 +163,12 @@ def add_reference_logprobs(examples, reference, pad_id, batch_size=16, device=No
 def make_dpo_loss(model, beta, label_smoothing=0.0, loss=dpo_loss):
     """A loss_fn(batch) -> (loss, metrics) for train(): `batch` comes from collate_pairs and holds the reference's sums.
 
-    loss: dpo_loss, or another function of four (B,) sums and beta, such as ipo_loss. metrics add the policy's mean
-    chosen_logprobs and rejected_logprobs (both often fall: only their difference is trained) and n_tokens = pairs.
+    loss: dpo_loss, or another function of four (B,) sums and beta, such as ipo_loss. A batch with "margin" (B,) needs
+    dpo_loss. metrics add the policy's mean chosen_logprobs and rejected_logprobs (both often fall: only their
+    difference is trained) and n_tokens = pairs.
     """
     check_number("beta", beta, above=0)
-    options = {"label_smoothing": label_smoothing} if label_smoothing else {}
+    smoothing = {"label_smoothing": label_smoothing} if label_smoothing else {}
 
     def loss_fn(batch):
         if "ref_chosen_logprobs" not in batch:
@@ -146,7 +176,8 @@ def make_dpo_loss(model, beta, label_smoothing=0.0, loss=dpo_loss):
                 "the batch has no ref_chosen_logprobs; call add_reference_logprobs on the examples first")
         chosen, rejected, _ = _pair_logprobs(model, batch)
         references = batch["ref_chosen_logprobs"], batch["ref_rejected_logprobs"]
-        value, metrics = loss(chosen, rejected, *references, beta, **options)
+        margin = {"margin": batch["margin"]} if "margin" in batch else {}
+        value, metrics = loss(chosen, rejected, *references, beta, **smoothing, **margin)
         return value, _with_logprobs(metrics, chosen, rejected)
     return loss_fn
 
@@ -171,6 +202,12 @@ def _pair_logprobs(model, batch):
     chosen, rejected = logprobs.sum(1).chunk(2)  # (B,) each
     counts = written[:, 1:].sum(1).clamp(min=1)  # (2B,)
     return chosen, rejected, counts.chunk(2)
+
+
+def _check_smoothing(label_smoothing):
+    if isinstance(label_smoothing, (int, float)) and not 0 <= label_smoothing < 0.5:
+        raise MiniftError(
+            f"label_smoothing is {label_smoothing}; expected a chance of at least 0 and below 0.5")
 
 
 def _log_odds(logprobs):

@@ -2,8 +2,7 @@
 
 Schulman et al. 2017, "Proximal Policy Optimization", eq. 7 (policy_loss); Schulman et al. 2016, "Generalized Advantage
 Estimation", eq. 16 (gae); Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", eq. 2
-(token_rewards) and section 2.2 (AdaptiveKL). Left out: one network for both policy and values, stopping an update
-early, several processes.
+(token_rewards) and section 2.2 (AdaptiveKL). Left out: an entropy bonus.
 """
 
 import torch
@@ -50,27 +49,42 @@ def gae(rewards, values, response_mask, gamma=1.0, lam=0.95):
     return advantages, advantages + values
 
 
-def policy_loss(logprobs, old_logprobs, advantages, response_mask, clip_range=0.2):
-    """-min(ratio * A, clip(ratio, 1 - clip_range, 1 + clip_range) * A), the mean over response tokens.
+def clipped_losses(ratio, advantages, clip_range=0.2, clip_range_high=None):
+    """-ratio * A, and the larger of it and -clip(ratio, 1 - clip_range, 1 + clip_range_high) * A: two (B, T-1).
 
-    All (B, T-1); ratio = new / old probability; only logprobs carry a gradient. Returns (loss, metrics):
-    clip_fraction, the share of tokens where the clipped term is the larger loss (as in TRL; CleanRL counts every
-    |ratio - 1| > clip_range); approx_kl, the k3 estimate of KL(old || new) per token; ratio, its mean; ratio_error, the
-    largest |ratio - 1|.
+    ratio: new / old probability of each token. clip_range_high: None is clip_range. The second tensor is the loss of
+    eq. 7; the tokens where the two differ are clipped, and get no gradient.
     """
     check_number("clip_range", clip_range, above=0)
+    high = clip_range if clip_range_high is None else clip_range_high
+    check_number("clip_range_high", high, above=0)
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + high)
+    return unclipped, torch.maximum(unclipped, clipped)
+
+
+def policy_loss(
+        logprobs, old_logprobs, advantages, response_mask, clip_range=0.2, clip_range_high=None, weights=None):
+    """The clipped loss of each token, the mean over response tokens. Only logprobs carry a gradient.
+
+    All (B, T-1). weights: (B, T-1), of each token in a sum, instead of the mean. Returns (loss, metrics): clip_low and
+    clip_high, the shares of tokens that are clipped below 1 and above (as in TRL); clip_fraction, both (CleanRL counts
+    every |ratio - 1| > clip_range); approx_kl, the k3 estimate of KL(old || new) per token; ratio, its mean;
+    ratio_error, the largest |ratio - 1|.
+    """
     mask = response_mask.bool()
     log_ratio = torch.where(mask, logprobs - old_logprobs.detach(), 0.0)
     advantages = torch.where(mask, advantages.detach(), 0.0)
     ratio = log_ratio.exp()  # (B, T-1)
-    unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
-    loss = lp.masked_mean(torch.maximum(unclipped, clipped), mask)  # eq. 7
+    unclipped, losses = clipped_losses(ratio, advantages, clip_range, clip_range_high)
+    loss = lp.masked_mean(losses, mask) if weights is None else lp.masked_sum(weights * losses, mask)
     with torch.no_grad():
         kl = lp.kl_estimate(-log_ratio, torch.zeros_like(ratio), "k3")
-        was_clipped = (clipped > unclipped).to(ratio.dtype)
+        was_clipped = losses > unclipped
+        low = lp.masked_mean((was_clipped & (ratio < 1)).to(ratio.dtype), mask).item()
+        high = lp.masked_mean((was_clipped & (ratio > 1)).to(ratio.dtype), mask).item()
         metrics = {
-            "clip_fraction": lp.masked_mean(was_clipped, mask).item(),
+            "clip_fraction": low + high, "clip_low": low, "clip_high": high,
             "approx_kl": lp.masked_mean(kl, mask).item(),
             "ratio": lp.masked_mean(ratio, mask).item(),
             "ratio_error": (ratio - 1).abs().max().item()}

@@ -25,14 +25,14 @@ def bradley_terry_loss(chosen_scores, rejected_scores, margin=0.0):
 def make_reward_loss(model):
     """A loss_fn(batch) -> (loss, metrics) for train(): `model` is a TokenScorer, `batch` comes from collate_pairs.
 
-    Chosen and rejected answers share one forward pass. metrics: accuracy (chosen strictly above rejected), ties (share
-    of equal scores), margin (mean difference of the scores), n_tokens (the number of pairs).
+    Chosen and rejected answers share one forward pass. A batch may hold a "margin" (B,). metrics: accuracy (chosen
+    strictly above rejected), ties (share of equal scores), margin (mean difference of the scores), n_tokens (pairs).
     """
     def loss_fn(batch):
         input_ids = torch.cat([batch["chosen_input_ids"], batch["rejected_input_ids"]])  # (2B, T)
         attention_mask = torch.cat([batch["chosen_attention_mask"], batch["rejected_attention_mask"]])  # (2B, T)
         chosen, rejected = model.last_scores(input_ids, attention_mask).chunk(2)  # (B,) each
-        loss = bradley_terry_loss(chosen, rejected)
+        loss = bradley_terry_loss(chosen, rejected, batch.get("margin", 0.0))
         metrics = {
             "accuracy": (chosen > rejected).float().mean().item(),
             "ties": (chosen == rejected).float().mean().item(), "margin": (chosen - rejected).mean().item(),

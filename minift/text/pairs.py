@@ -18,10 +18,24 @@ SIDES = ("chosen", "rejected")
 def encode_pair(tokenizer, prompt, chosen, rejected, context_length):
     """A pair as an example, or None when both answers are the same within the context.
 
-    prompt: str or messages. chosen, rejected: str; each gets the token that ends it. If the prompt is too long, its
-    oldest text tokens are removed; control tokens stay. If an answer is still too long, it is cut at its end, so it has
-    no end token. Returns lists chosen_input_ids, chosen_response_mask, rejected_..., and n_cut, how many tokens were
-    removed.
+    The arguments are those of encode_answers. Returns lists chosen_input_ids, chosen_response_mask, rejected_..., and
+    n_cut, how many tokens were removed.
+    """
+    answers, n_cut = encode_answers(tokenizer, prompt, (chosen, rejected), context_length)
+    if answers[0] == answers[1]:
+        return None
+    example = {"n_cut": n_cut}
+    for side, (ids, mask) in zip(SIDES, answers):
+        example[f"{side}_input_ids"], example[f"{side}_response_mask"] = ids, mask
+    return example
+
+
+def encode_answers(tokenizer, prompt, texts, context_length):
+    """Answers to one prompt, which all of them follow: [(input_ids, response_mask), ...], n_cut.
+
+    prompt: str or messages. texts: str each; each gets the token that ends it. If the prompt is too long, its oldest
+    text tokens are removed; control tokens stay. If an answer is still too long, it is cut at its end, so it has no end
+    token. n_cut: how many tokens were removed.
     """
     prompt_ids = encode_prompt(tokenizer, prompt)
     control = set(tokenizer.special.values())
@@ -29,18 +43,14 @@ def encode_pair(tokenizer, prompt, chosen, rejected, context_length):
     if room < 1:
         raise MiniftError(
             f"context_length is {context_length}; the prompt's control tokens alone fill it")
-    whole = [encode_answer(tokenizer, text) for text in (chosen, rejected)]
+    whole = [encode_answer(tokenizer, text) for text in texts]
     answers = [answer[:room] for answer in whole]
-    if answers[0] == answers[1]:
-        return None
     excess = max(0, len(prompt_ids) + max(map(len, answers)) - context_length)
     oldest = set([place for place, i in enumerate(prompt_ids) if i not in control][:excess])
     prompt_ids = [i for place, i in enumerate(prompt_ids) if place not in oldest]
-    example = {"n_cut": len(oldest) + sum(len(a) - len(b) for a, b in zip(whole, answers))}
-    for side, answer in zip(SIDES, answers):
-        example[f"{side}_input_ids"] = prompt_ids + answer
-        example[f"{side}_response_mask"] = [False] * len(prompt_ids) + [True] * len(answer)
-    return example
+    n_cut = len(oldest) + sum(len(a) - len(b) for a, b in zip(whole, answers))
+    return [
+        (prompt_ids + answer, [False] * len(prompt_ids) + [True] * len(answer)) for answer in answers], n_cut
 
 
 def encode_pairs(tokenizer, rows, context_length):
@@ -72,7 +82,8 @@ def collate_pairs(examples, pad_id):
     """A right-padded batch: {chosen, rejected}_{input_ids, attention_mask, response_mask}, all (B, T), one T for all.
 
     Examples with the reference's sums (from add_reference_logprobs) also give ref_chosen_logprobs and
-    ref_rejected_logprobs, (B,). The masks come from the lengths, never from the ids.
+    ref_rejected_logprobs, (B,). If one has a "margin", the batch has it, (B,): 0 where an example has none. The masks
+    come from the lengths, never from the ids.
     """
     # One length for both sides, so that chosen and rejected can go through the model as one batch.
     batch, lengths = {}, [0]
@@ -99,4 +110,6 @@ def collate_pairs(examples, pad_id):
                 "add_reference_logprobs on all of them")
         if sums:
             batch[f"ref_{side}_logprobs"] = torch.tensor(sums)
+    if any("margin" in example for example in examples):
+        batch["margin"] = torch.tensor([example.get("margin", 0.0) for example in examples])
     return batch
