@@ -12,6 +12,7 @@ import torch
 from minift.cli.classes import in_order
 from minift.cli.encoders import (
     encode_dialogue,
+    encode_judged,
     encode_labelled_row,
     encode_pieces,
     encode_preference,
@@ -30,8 +31,9 @@ from minift.methods.sft import make_labels, make_sft_loss
 from minift.text.batches import collate
 
 USED_BY = {
-    "messages": "sft, evaluate", "completion": "sft, evaluate, ppo", "pair": "reward, dpo, evaluate, ppo",
-    "prompt": "ppo, generate", "text": "pretrain, evaluate, ppo", "label": "classify, evaluate"}
+    "messages": "sft, evaluate", "completion": "sft, evaluate, ppo, grpo", "judged": "dpo --loss kto",
+    "pair": "reward, dpo, evaluate, ppo, grpo", "prompt": "ppo, grpo, generate",
+    "text": "pretrain, evaluate, ppo, grpo", "label": "classify, evaluate"}
 # For the estimate an encoder predicts every 7th token: 15 % of them, as mlm does.
 HIDDEN = 7
 GREEN, GREY, PLAIN = "\x1b[1;32m", "\x1b[90m", "\x1b[0m"
@@ -118,6 +120,11 @@ def sequences_of(row, tally, tokenizer, context):
         return [
             (pair[f"{side}_input_ids"], make_labels(pair[f"{side}_input_ids"], pair[f"{side}_response_mask"]))
             for side in ("chosen", "rejected")] if pair else []
+    if row.form == "judged":
+        examples = encode_judged(row, tally, tokenizer, context) or []
+        return [
+            (one["answer_input_ids"], make_labels(one["answer_input_ids"], one["answer_response_mask"]))
+            for one in examples]
     if row.form == "prompt":
         example = encode_request(row, tally, tokenizer, context - 1)
         return [(example["input_ids"], [IGNORE_INDEX] * len(example["input_ids"]))] if example else []

@@ -1,11 +1,15 @@
 """One encoder for each kind of data: encode(row, tally, ...) -> an example, or None after counting the reason."""
 
+import sys
+
 from minift.errors import MiniftError
 from minift.methods.sft import encode_example
 from minift.text.batches import chunks
 from minift.text.chat import chat_of, check_messages, encode_chat, encode_prompt
-from minift.text.pairs import encode_pair
+from minift.text.pairs import encode_answers, encode_pair
 from minift.text.segments import encode_segments
+
+UNUSED_MARGIN = "with a margin, which this loss does not use"
 
 
 def encode_text(row, tally, tokenizer):
@@ -73,9 +77,13 @@ def encode_dialogue(row, tally, tokenizer, context):
     return example
 
 
-def encode_preference(row, tally, tokenizer, context):
-    """A prompt with a chosen and a rejected answer; a row that is too long loses the beginning of its prompt."""
+def encode_preference(row, tally, tokenizer, context, use_margin=True):
+    """A prompt with a chosen and a rejected answer; a row that is too long loses the beginning of its prompt.
+
+    A row may have a "margin". use_margin=False: the loss has no use for it, and the row is counted.
+    """
     prompt, chosen, rejected = (row.values[name] for name in ("prompt", "chosen", "rejected"))
+    margin = read_margin(row)
     chat_of(prompt, row.where)
     if not chosen.strip() or not rejected.strip():
         tally.dropped["empty answer"] += 1
@@ -86,11 +94,58 @@ def encode_preference(row, tally, tokenizer, context):
         return None
     if example.pop("n_cut"):
         tally.noted[f"cut to {context} tokens"] += 1
+    if margin is not None and use_margin:
+        example["margin"] = margin
+    elif margin is not None:
+        tally.noted[UNUSED_MARGIN] += 1
     return example
 
 
+def read_margin(row):
+    """A row's "margin", a finite number; None if it has none."""
+    margin = row.values.get("margin")
+    is_number = isinstance(margin, (int, float)) and not isinstance(margin, bool)
+    # JSON may hold whole numbers that are too large for a float.
+    if margin is not None and not (is_number and abs(margin) <= sys.float_info.max):
+        raise MiniftError(f"{row.where}: 'margin' must be a finite number; got {margin!r:.60}")
+    return None if margin is None else float(margin)
+
+
+def encode_judged(row, tally, tokenizer, context):
+    """Answers that are wanted or not: one of a row with a label, two of a pair. A list of examples, or None.
+
+    A row that is too long loses the beginning of its prompt, as a pair does for DPO.
+    """
+    # The texts of the answers, and whether each is wanted.
+    if row.form == "pair":
+        texts, wanted = [row.values["chosen"], row.values["rejected"]], [True, False]
+    else:
+        texts, wanted = [row.values["completion"]], [row.values["label"]]
+    if not all(text.strip() for text in texts):
+        tally.dropped["empty answer"] += 1
+        return None
+    chat_of(row.values["prompt"], row.where)
+    answers, n_cut = encode_answers(tokenizer, row.values["prompt"], texts, context)
+    # What a pair loses when it is read as two rows.
+    if row.form == "pair":
+        if answers[0] == answers[1] or texts[0].strip() == texts[1].strip():
+            tally.dropped["chosen and rejected are the same"] += 1
+            return None
+        tally.noted["pairs, each read as a wanted and an unwanted answer"] += 1
+        if read_margin(row) is not None:
+            tally.noted[UNUSED_MARGIN] += 1
+    if n_cut:
+        tally.noted[f"cut to {context} tokens"] += 1
+    return [
+        {"answer_input_ids": ids, "answer_response_mask": mask, "wanted": label}
+        for (ids, mask), label in zip(answers, wanted)]
+
+
 def encode_request(row, tally, tokenizer, room):
-    """A prompt in the chat template, or a raw text, for the model to answer. room: tokens that it may have."""
+    """A prompt in the chat template, or a raw text, for the model to answer. room: tokens that it may have.
+
+    "truth" is the row's right answer, if it has one ("answer", else "completion"); "where" is for errors.
+    """
     prompt = row.values["text"] if row.form == "text" else row.values["prompt"]
     ids = tokenizer.encode(prompt) if row.form == "text" else encode_prompt(tokenizer, chat_of(prompt, row.where))
     if not ids:
@@ -99,4 +154,13 @@ def encode_request(row, tally, tokenizer, room):
     if len(ids) > room:
         tally.dropped[f"prompt of more than {max(room, 0)} tokens, which leaves no room to answer"] += 1
         return None
-    return {"input_ids": ids, "prompt": prompt}
+    return {"input_ids": ids, "prompt": prompt, "truth": right_answer(row), "where": row.where}
+
+
+def right_answer(row):
+    """The text of a row's "answer", else of its "completion"; None if it has neither."""
+    truth = row.values.get("answer")
+    truth = row.values.get("completion") if truth is None else truth
+    if not isinstance(truth, (str, int, float, type(None))):
+        raise MiniftError(f"{row.where}: 'answer' must be a string or a number; got {truth!r:.60}")
+    return None if truth is None else str(truth)

@@ -12,6 +12,8 @@ from minift.errors import MiniftError
 
 # With fewer different prompts or texts, a tenth of them would be too few to validate on.
 ENOUGH_TO_SPLIT = 20
+# Forms whose rows may contradict each other: the same text with another label.
+LABELLED = ("label", "judged")
 
 
 @dataclass
@@ -115,9 +117,9 @@ def without_duplicates(rows, tally, drop):
             remark = "the same as an earlier row"
         elif row.form == "pair" and swapped(row).key() in seen:
             remark = "an earlier pair the other way round"
-        elif row.form == "label" and unlabelled(row).key() in seen:
+        elif row.form in LABELLED and unlabelled(row).key() in seen:
             remark = "an earlier text with another label"
-        seen |= {row.key(), unlabelled(row).key()} if row.form == "label" else {row.key()}
+        seen |= {row.key(), unlabelled(row).key()} if row.form in LABELLED else {row.key()}
         if remark:
             (tally.dropped if drop else tally.noted)[remark] += 1
         if not (remark and drop):

@@ -16,7 +16,8 @@ from minift.errors import MiniftError
 RATES = {
     "pretrain": ("2e-3", "1e-2", "2e-5", "1e-3"), "sft": ("1.5e-3", "1e-2", "2e-5", "1e-3"),
     "reward": ("5e-4", "5e-3", "1e-5", "1e-3"), "dpo": ("3e-4", "3e-3", "1e-6", "5e-4"),
-    "ppo": ("2e-4", "2e-3", "1e-6", "5e-4"), "mlm": ("1e-3", None, "5e-5", None),
+    "ppo": ("2e-4", "2e-3", "1e-6", "5e-4"), "grpo": ("3e-4", "3e-3", "1e-6", "5e-4"),
+    "mlm": ("1e-3", None, "5e-5", None),
     "classify": ("5e-4", "2e-2", "2e-5", "2e-2")}
 # A model with at least so many parameters counts as a real one.
 REAL = 20_000_000
@@ -164,13 +165,13 @@ def refuse_lora(text):
 def context(sub):
     option(
         sub, "--context", "N", COUNT, None,
-        f"tokens of a row at most (default: the model's context; plain text and a real model: {WINDOW})")
+        f"tokens of a row at most (default: the model's; text and a real model: {WINDOW})")
 
 
 def running(sub):
     context(sub)
     option(sub, "--eval-every", "N", COUNT, None, "steps between validations, and saved states (default: a tenth)")
-    flag(sub, "--checkpointing", "keep fewer activations, compute them again: less memory, up to half slower")
+    flag(sub, "--checkpointing", "compute activations again: less memory, up to half slower")
     flag(sub, "--skip-bad", "leave out rows with errors instead of stopping at the first")
     flag(sub, "--drop-duplicates", "leave out rows that repeat or contradict an earlier one")
     machine(sub)
@@ -190,6 +191,27 @@ def training(sub, verb):
         "--dtype", metavar="NAME", choices=("float32", "bfloat16"), default="float32",
         help="float32, or bfloat16 on a CUDA device (default float32)")
     running(sub)
+
+
+def judge(sub):
+    """Where the reward of an answer comes from."""
+    sub.add_argument("--reward-model", metavar="DIR", help="a folder that the verb reward wrote")
+    sub.add_argument(
+        "--reward-fn", metavar="FILE.py:NAME",
+        help="a function of (prompts, responses), returns floats")
+
+
+def rollouts(sub, verb, iterations, batch_size, epochs, beta, missing_eos_penalty):
+    """The options of training on the policy's own answers; the numbers are their defaults."""
+    rate(sub, verb)
+    option(sub, "--iterations", "N", COUNT, iterations, "rollouts, each with its updates")
+    option(sub, "--batch-size", "N", COUNT, batch_size, "answers in a rollout")
+    sized(sub, "--minibatch-size", "answers in an optimizer step")
+    option(sub, "--epochs", "N", COUNT, epochs, "passes over each rollout")
+    option(sub, "--beta", "X", NOT_NEGATIVE, beta, "price of a nat of KL to the reference")
+    option(sub, "--missing-eos-penalty", "X", NOT_NEGATIVE, missing_eos_penalty, "for an answer that was cut")
+    option(sub, "--max-new-tokens", "N", COUNT, 96, "tokens of an answer at most")
+    option(sub, "--temperature", "X", POSITIVE, 1.0, "of sampling and update")
 
 
 def length(sub):

@@ -7,8 +7,8 @@ from minift.cli import options as add
 COMMAND = "python -m minift"
 # In the order of --help. The module of a verb has its name, with _ for -.
 VERBS = (
-    "tour", "pretrain", "mlm", "classify", "sft", "reward", "ppo", "dpo", "check-data", "generate", "evaluate",
-    "chat", "templates", "label", "merge", "export", "lesson")
+    "tour", "pretrain", "mlm", "classify", "sft", "reward", "ppo", "grpo", "dpo", "check-data", "generate", "evaluate",
+    "chat", "templates", "label", "merge", "export", "lesson", "lab")
 
 
 def find_module(verb):

@@ -12,24 +12,24 @@ def add_options(parser):
     add.model(parser, "a model folder or an adapter folder; it is also the reference")
     add.data(parser, 'JSONL; {"prompt"} goes through the chat template, {"text"} does not')
     add.files(parser)
-    parser.add_argument("--reward-model", metavar="DIR", help="a folder that the verb reward wrote")
-    parser.add_argument(
-        "--reward-fn", metavar="FILE.py:NAME",
-        help="a function of (prompts, responses), returns floats")
-    add.rate(parser, "ppo")
-    add.option(parser, "--iterations", "N", add.COUNT, 20, "rollouts, each with its updates")
-    add.option(parser, "--batch-size", "N", add.COUNT, 32, "answers in a rollout")
-    add.sized(parser, "--minibatch-size", "answers in an optimizer step")
-    add.option(parser, "--epochs", "N", add.COUNT, 2, "passes over each rollout")
-    add.option(parser, "--beta", "X", add.NOT_NEGATIVE, 0.05, "price of a nat of KL to the reference")
+    add.judge(parser)
+    add.rollouts(parser, "ppo", iterations=20, batch_size=32, epochs=2, beta=0.05, missing_eos_penalty=1.0)
     add.option(parser, "--target-kl", "X", add.POSITIVE, None, "steer beta to this KL, in nats an answer")
-    add.option(parser, "--missing-eos-penalty", "X", add.NOT_NEGATIVE, 1.0, "for an answer that was cut")
-    add.option(parser, "--max-new-tokens", "N", add.COUNT, 96, "tokens of an answer at most")
-    add.option(parser, "--temperature", "X", add.POSITIVE, 1.0, "of sampling and update")
     add.running(parser)
 
 
 def run(options):
+    """Train policy and value model on the policy's own answers."""
     # The imports stand here, so that --help answers without loading PyTorch.
-    from minift.cli.ppo_run import ppo
-    ppo(options)
+    from functools import partial
+
+    from minift.cli.rewards import open_reward
+    from minift.cli.rollouts import open_run, practise, set_policy
+    from minift.cli.value_model import first_values
+    from minift.methods.ppo_loop import PPOConfig, train_ppo
+    run, config, data = open_run(options, PPOConfig, target_kl=options.target_kl)
+    reward_fn, reward_model = open_reward(options, run, data)
+    value_model = first_values(run, reward_model)
+    reference = set_policy(run, config.temperature)
+    train = partial(train_ppo, run.model, reference, value_model, reward_fn)
+    practise(run, config, data, reference, reward_fn, train)

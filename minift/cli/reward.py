@@ -38,12 +38,12 @@ def run(options):
     run.finish()
 
 
-def load_pairs(run):
+def load_pairs(run, use_margin=True):
     """Preference pairs as Data, and the function that makes batches of them."""
     from minift.cli.encoders import encode_preference
     from minift.cli.examples import load
     from minift.text.pairs import collate_pairs
-    encode = partial(encode_preference, tokenizer=run.tokenizer, context=run.context)
+    encode = partial(encode_preference, tokenizer=run.tokenizer, context=run.context, use_margin=use_margin)
     data = load(run.options, encode, ("pair",))
     run.set_data(data)
     return data, partial(run.batches, collate=collate_pairs)

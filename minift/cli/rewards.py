@@ -1,8 +1,9 @@
-"""Where ppo's reward comes from: a reward model's folder, or a function in the user's own Python file."""
+"""Where a reward comes from: a reward model's folder, a function in the user's own Python file, or a right answer."""
 
 import importlib.util
 import math
 import traceback
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -10,17 +11,40 @@ import torch
 from minift.cli.models import check_tokenizers, open_kind, plain_copy
 from minift.core.heads import TokenScorer
 from minift.errors import MiniftError
+from minift.evaluation.verifiable import exact_reward
 from minift.methods.reward import reward_from_model
 
 
+def check_judge(options):
+    """MiniftError unless the options name one judge."""
+    given = {"--reward-model DIR": options.reward_model, "--reward-fn FILE.py:NAME": options.reward_fn}
+    if hasattr(options, "checker"):
+        given["--checker exact"] = options.checker
+    if sum(value is not None for value in given.values()) != 1:
+        raise MiniftError(f"{options.verb} needs one of {' and '.join(given)}")
+
+
 def open_reward(options, run, data):
-    """(reward_fn, the reward model or None), as --reward-model or --reward-fn asks for it."""
+    """(reward_fn, the reward model or None), as --reward-model, --reward-fn or --checker asks for it."""
+    examples = data.train + data.valid
     if options.reward_model:
         model = open_reward_model(options.reward_model, run)
         return reward_from_model(model), model
-    prompts = {tuple(example["input_ids"]): example["prompt"] for example in data.train + data.valid}
-    function = open_function(options.reward_fn)
-    return reward_from_function(function, options.reward_fn, run.tokenizer, prompts), None
+    if options.reward_fn:
+        prompts = {tuple(example["input_ids"]): example["prompt"] for example in examples}
+        function = open_function(options.reward_fn)
+        return reward_from_function(function, options.reward_fn, run.tokenizer, prompts), None
+    return exact_reward(run.tokenizer, right_answers(examples)), None
+
+
+def right_answers(examples):
+    """Prompt ids (a tuple) -> its right answers; rows of one prompt may have different ones."""
+    truths = defaultdict(set)
+    for example in examples:
+        if example["truth"] is None:
+            raise MiniftError(f"{example['where']}: --checker exact needs an 'answer' or a 'completion' in each row")
+        truths[tuple(example["input_ids"])].add(example["truth"])
+    return truths
 
 
 def open_reward_model(path, run):
@@ -62,10 +86,8 @@ def reward_from_function(function, name, tokenizer, prompts):
     prompts: ids (a tuple) -> the prompt as it stands in the user's data; this is what the function gets.
     """
     def reward_fn(generation):
-        asked, answers = [], []
-        for ids, real, written in zip(generation.input_ids, generation.attention_mask, generation.response_mask):
-            asked.append(prompts[tuple(ids[real & ~written].tolist())])
-            answers.append(tokenizer.decode(ids[written].tolist(), skip_special=True))
+        asked = [prompts[tuple(ids)] for ids in generation.prompts()]
+        answers = [tokenizer.decode(ids, skip_special=True) for ids in generation.responses()]
         try:
             scores = [float(score) for score in function(asked, answers)]
         except Exception as error:

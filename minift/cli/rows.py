@@ -1,4 +1,4 @@
-"""Read the user's files row by row: JSON Lines in six forms, or plain text. Patterns are expanded here.
+"""Read the user's files row by row: JSON Lines in seven forms, or plain text. Patterns are expanded here.
 
 The forms are those of TRL's datasets. An answer that is a list of messages becomes its text. A row keeps its file and
 line ("train.jsonl:7"), so that later errors can name them. Left out: CSV, compressed files, reading while training (the
@@ -20,6 +20,7 @@ from minift.text.jsonl import parse_line, write_jsonl
 FORMS = {
     "messages": ("messages",),
     "pair": ("prompt", "chosen", "rejected"),
+    "judged": ("prompt", "completion", "label"),
     "completion": ("prompt", "completion"),
     "prompt": ("prompt",),
     # A second text may stand in "text_pair".
@@ -122,7 +123,10 @@ def read_row(where, data, plain, forms):
             f"{', '.join(map(repr, values)) or 'none'}")
     for key in FORMS[form]:
         allowed, name = TYPES.get(key, (str, "a string"))
-        if not isinstance(values[key], allowed) or isinstance(values[key], bool):
+        if (form, key) == ("judged", "label"):
+            allowed, name = bool, "true (a wanted answer) or false"
+        wrong_bool = isinstance(values[key], bool) and allowed is not bool
+        if wrong_bool or not isinstance(values[key], allowed):
             raise MiniftError(f"{where}: {key!r} must be {name}; got {values[key]!r:.60}")
     return Row(where, form, values)
 

@@ -1,4 +1,4 @@
-"""What the verb ppo adds to train_ppo: the first value model, and measurements on held-out prompts."""
+"""What ppo and grpo have in common: prompts, a judge, a reference, and measurements on held-out prompts."""
 
 import copy
 import json
@@ -8,14 +8,11 @@ import torch
 
 from minift.cli.encoders import encode_request
 from minift.cli.examples import load
-from minift.cli.rewards import open_reward
-from minift.cli.run import Run, with_lora
+from minift.cli.rewards import check_judge
+from minift.cli.run import Run
 from minift.core.files import write_text
-from minift.core.heads import TokenScorer
 from minift.core.logprobs import kl_estimate, make_reference, masked_sum
-from minift.errors import MiniftError
 from minift.methods.lora import base_reference
-from minift.methods.ppo_loop import PPOConfig, train_ppo, zero_head
 from minift.text.answers import generate_batch, make_generator
 from minift.text.batches import chunks
 
@@ -23,30 +20,42 @@ from minift.text.batches import chunks
 FORMS = ("prompt", "completion", "pair", "text")
 
 
-def ppo(options):
-    """Train a policy on its own answers; keep the weights with the best score - beta * KL on held-out prompts."""
-    if (options.reward_model is None) == (options.reward_fn is None):
-        raise MiniftError("ppo needs one of --reward-model DIR and --reward-fn FILE.py:NAME")
+def open_run(options, config_class, **settings):
+    """(run, config, data): what the options ask for. settings: those of the method alone."""
+    check_judge(options)
     run = Run(options)
-    config = PPOConfig(
-        beta=options.beta, target_kl=options.target_kl, epochs=options.epochs, lr=run.settings.lr,
-        minibatch_size=run.settings.minibatch_size, temperature=options.temperature,
-        max_new_tokens=options.max_new_tokens, missing_eos_penalty=options.missing_eos_penalty)
+    config = config_class(
+        beta=options.beta, epochs=options.epochs, lr=run.settings.lr, minibatch_size=run.settings.minibatch_size,
+        temperature=options.temperature, max_new_tokens=options.max_new_tokens,
+        missing_eos_penalty=options.missing_eos_penalty, **settings)
     encode = partial(encode_request, tokenizer=run.tokenizer, room=run.context - options.max_new_tokens)
     data = load(options, encode, FORMS)
     run.set_data(data)
-    reward_fn, reward_model = open_reward(options, run, data)
-    value_model = first_values(run, reward_model)
-    reference = None if options.lora else make_reference(copy.deepcopy(run.model).to(run.device), config.temperature)
-    run.set_model(run.model)
+    return run, config, data
+
+
+def set_policy(run, temperature):
+    """Prepare the policy for training. Returns the reference: the model as it was."""
+    if not run.options.lora:
+        reference = make_reference(copy.deepcopy(run.model).to(run.device), temperature)
+        run.set_model(run.model)
+        return reference
     # The reference has the same weights with LoRA switched off.
-    reference = reference or base_reference(run.model, config.temperature)
+    run.set_model(run.model)
+    return base_reference(run.model, temperature)
+
+
+def practise(run, config, data, reference, reward_fn, train):
+    """Call `train` and record its result; the weights with the best score - beta * KL on held-out prompts are kept.
+
+    train: train_ppo or train_grpo, its models and reward_fn given.
+    """
+    options = run.options
     prompts, valid = ([example["input_ids"] for example in examples] for examples in (data.train, data.valid))
     watch = Watch(run, config, reward_fn, reference, valid)
     with run.recorded():
-        history = train_ppo(
-            run.model, reference, value_model, reward_fn, prompts, config,
-            iterations=options.iterations, batch_size=options.batch_size, seed=options.seed,
+        history = train(
+            prompts, config, iterations=options.iterations, batch_size=options.batch_size, seed=options.seed,
             eos_id=run.tokenizer.eos_id, pad_id=run.tokenizer.pad_id,
             on_iteration=watch, state_path=run.state_path, resume=options.resume)
     if not data.valid:
@@ -56,23 +65,6 @@ def ppo(options):
     run.finish(
         **{name: best[name] for name in watch.before},
         **{f"last_{name}": history[-1][name] for name in ("score", "kl", "response_length", "eos_share")})
-
-
-def first_values(run, reward_model):
-    """The value model. It starts as a copy of the reward model, if that has the policy's sizes, else from the policy.
-
-    A copy of the policy gets a head that gives 0. With LoRA the body's weights are frozen, so the copy shares them.
-    """
-    known = reward_model is not None and reward_model.config == run.model.config
-    body = reward_model.body if known else run.model.body
-    shared = {id(p): p for p in body.parameters()} if run.options.lora else {}
-    model = TokenScorer(copy.deepcopy(body, shared))
-    if known:
-        model.score.load_state_dict(reward_model.score.state_dict())
-    else:
-        zero_head(model)
-    model.body.checkpointing = run.options.checkpointing
-    return with_lora(model.requires_grad_(True), run.options.lora).eval().to(run.device)
 
 
 class Watch:
