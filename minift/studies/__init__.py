@@ -5,6 +5,7 @@ import argparse
 import torch
 
 from minift.core.files import DATA
+from minift.evaluation.clusters import t_interval
 
 
 def mean_and_std(values):
@@ -12,6 +13,29 @@ def mean_and_std(values):
     values = torch.tensor(values, dtype=torch.float64)
     std = values.std().item() if len(values) > 1 else 0.0
     return {"mean": values.mean().item(), "std": std}
+
+
+def show_spread(values, digits=2):
+    """"0.76 ± 0.05": mean and sample standard deviation of some numbers, as a table shows them."""
+    found = mean_and_std(values)
+    return f"{found['mean']:.{digits}f} ± {found['std']:.{digits}f}"
+
+
+def show_interval(values, digits=2):
+    """"0.02 (0.01 to 0.03)": the mean of some numbers and its 95 % interval, as a table shows them."""
+    found = t_interval(values)
+    if "low" not in found:
+        return f"{found['mean']:.{digits}f}"
+    return f"{found['mean']:.{digits}f} ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
+
+
+def interpolate(path, x, level, y):
+    """The value of `y` where a path of points (dicts) crosses `level` of `x`, on a straight line; None beyond it."""
+    for before, after in zip(path, path[1:]):
+        if before[x] <= level <= after[x]:
+            share = (level - before[x]) / max(after[x] - before[x], 1e-12)
+            return before[y] + share * (after[y] - before[y])
+    return None
 
 
 def keep_templates(templates, tasks, wanted):

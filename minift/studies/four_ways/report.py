@@ -4,6 +4,7 @@ from pathlib import Path
 
 from minift import show
 from minift.core.files import write_json, write_text
+from minift.show.report import markdown
 from minift.studies import mean_and_std
 
 # (heading, keys that lead to the number in a cell, format of the number).
@@ -55,12 +56,6 @@ def summary(runs):
     return found
 
 
-def markdown(rows):
-    """A table in Markdown; the first row is its heading."""
-    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def table(found):
     """A row for each way, in Markdown."""
     rows = [["way", *(heading for heading, _, _ in COLUMNS)]]
@@ -94,17 +89,12 @@ def draw(path, found):
     ways = list(found)
     fig, (left, right) = show.figure(1, 2, width=12, height=4.8)
     # Left: the scores of each way, one bar for each test.
-    for test, measure, label, shift in (
-            ("tasks", "exact", "unread tasks, exact match", -0.2),
-            ("people", "rouge", "unread rows by people, ROUGE-L", 0.2)):
+    series = {}
+    for test, measure, label in (
+            ("tasks", "exact", "unread tasks, exact match"), ("people", "rouge", "unread rows by people, ROUGE-L")):
         scores = [found[way]["scores"][test][measure] for way in ways]
-        left.barh(
-            [i + shift for i in range(len(ways))], [score["mean"] for score in scores], 0.36,
-            xerr=[score["std"] for score in scores], label=label)
-    left.set_yticks(range(len(ways)), ways)
-    left.invert_yaxis()
-    left.set_xlabel("score (mean and standard deviation of the seeds)")
-    left.legend(frameon=False)
+        series[label] = ([score["mean"] for score in scores], [score["std"] for score in scores])
+    show.grouped_bars(left, ways, series, xlabel="score (mean and standard deviation of the seeds)")
     # Right: exact match of each way on each cluster.
     clusters = list(found[ways[0]]["scores"]["tasks"]["clusters"])
     grid = [[found[way]["scores"]["tasks"]["clusters"][name]["mean"] for name in clusters] for way in ways]
