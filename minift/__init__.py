@@ -32,13 +32,17 @@ The afternoon path: read these files in this order, and you know how everything 
     methods/sft             supervised fine-tuning: learn the response only
     methods/reward          the reward model: a score, learned from preferences
     methods/ppo             the formulas of PPO
+    methods/rollout         what PPO and GRPO share: write, score, update
     methods/ppo_loop        the loop of PPO, in numbered steps
+    methods/grpo            REINFORCE, RLOO, GRPO, Dr. GRPO and DAPO: no critic
     methods/dpo             DPO and its family: learn from preferences without a reward model
+    methods/kto             learning from single answers, wanted or unwanted
     evaluation/metrics      perplexity, agreement of texts, classification, calibration
     evaluation/masked       accuracy on hidden tokens
     evaluation/baselines    what a classifier must beat
     evaluation/clusters     how a model does on clusters of tasks that it was not trained on
     evaluation/judge        which of two models answers better
+    evaluation/verifiable   answers that can be checked: exact match as a reward, pass@k
     evaluation/exact        a world so small that the optimum is known
 
 What applies them:

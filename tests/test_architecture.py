@@ -14,13 +14,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # What can be read in an afternoon, and what can be read at all. Characters and lines of code: without docstrings, and
 # without lines that hold only a comment.
 AFTERNOON = ("core", "text", "methods", "evaluation")
-LARGEST = {"afternoon": 165_000, "package": 540_000, "characters a line": 50, "lines of a file": 300,
+LARGEST = {"afternoon": 180_000, "package": 670_000, "characters a line": 50, "lines of a file": 300,
            "lines of a function": 60, "files that know the options": 12}
 
 # The tower, from the ground up: each folder may import itself and what stands before it here.
 TOWER = ["errors", "core", "text", "methods", "formats", "evaluation", "ways", "label", "world", "show", "studies",
          "learn", "tour", "cli", "__main__"]
-SHARED_METHODS = {("methods.ppo_loop", "methods.ppo")}      # no other method imports another
+# No other method imports another.
+SHARED_METHODS = {("methods.ppo_loop", "methods.ppo"), ("methods.ppo_loop", "methods.rollout"),
+                  ("methods.grpo", "methods.ppo"), ("methods.grpo", "methods.rollout"), ("methods.kto", "methods.dpo")}
 
 
 def place(path):
@@ -45,7 +47,7 @@ def permitted(importer, imported):
     """Whether the module `importer` ("core.train") may import the name `imported` ("core.step.take_step")."""
     above, below = importer.split(".")[0], imported.split(".")[0]
     if above == below == "methods":
-        return any(importer == one and imported.startswith(other + ".") for one, other in SHARED_METHODS)
+        return any(importer == one and f"{imported}.".startswith(other + ".") for one, other in SHARED_METHODS)
     return below in TOWER[:TOWER.index(above) + 1]
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from minift.__main__ import main
-from minift.cli import sampling
+from minift.cli import rewards, sampling
 from minift.cli.models import open_model
 from minift.cli.options import settle
 from minift.cli.parser import VERBS, find_module, parse
@@ -34,7 +34,7 @@ from minift.formats.adapter import save_adapter
 from minift.formats.checkpoint import load_model
 from minift.methods.lora import add_lora, without_lora
 from minift.methods.sft import make_labels
-from minift.text.chat import encode_chat
+from minift.text.chat import encode_chat, encode_prompt
 from minift.text.jsonl import read_jsonl
 from minift.text.pairs import collate_pairs, encode_pair
 
@@ -47,7 +47,8 @@ PAIRS = [{"prompt": f"Read: {name}.", "chosen": f"{name} has a red kite. happy e
          for name in NAMES]
 TEXTS = [{"text": f"{name} has a blue boat. Where is the fox? The fox is at the mill with {name}."} for name in NAMES]
 PROMPTS = [{"prompt": row["prompt"]} for row in CHATS]
-VERB_DATA = {"sft": CHATS, "dpo": PAIRS, "reward": PAIRS, "pretrain": TEXTS, "ppo": PROMPTS}
+VERB_DATA = {"sft": CHATS, "dpo": PAIRS, "reward": PAIRS, "pretrain": TEXTS, "ppo": PROMPTS,
+             "grpo": PROMPTS}
 FEW = ["--lora", "2", "--batch-size", "8"]
 
 
@@ -65,12 +66,13 @@ def train_command(verb, tmp_path, out="out", *more):
     """A short run of a training verb on its rows; returns the words of the command."""
     model, data = prepare(tmp_path, VERB_DATA[verb], f"{verb}.jsonl")
     words = [verb, "--model", model, "--data", data, "--out", tmp_path / out]
-    if verb == "ppo":
+    if verb in ("ppo", "grpo"):
         (tmp_path / "r.py").write_text(
             "def score(prompts, responses):\n    return [float(len(r)) for r in responses]\n", encoding="utf-8"
         )
         words += ["--reward-fn", tmp_path / "r.py:score", "--iterations", 2, "--batch-size", 4, "--max-new-tokens", 4,
                   "--epochs", 1]
+        words += ["--group-size", 2] if verb == "grpo" else []
     else:
         words += ["--steps", 4, "--batch-size", 8, "--eval-every", 2]
     return words + list(more)
@@ -132,7 +134,7 @@ def test_sft_without_enough_rows_keeps_the_last(tmp_path, capsys):
     assert [record["settings"][name] for name in ("lr", "batch_size", "accumulate")] == [1.5e-3, 16, 1], "as worked out"
 
 
-@pytest.mark.parametrize("verb", ["sft", "reward", "dpo", "ppo", "pretrain"])
+@pytest.mark.parametrize("verb", ["sft", "reward", "dpo", "ppo", "grpo", "pretrain"])
 def test_an_adapter_is_a_model_too(verb, tmp_path, capsys):
     """With --lora the folder holds the adapter alone, beside an untouched base; --model takes it, and merge makes
     it plain."""
@@ -218,10 +220,11 @@ def test_reward_scores_are_normalised(more, tmp_path):
     )
 
 
+@pytest.mark.parametrize("verb", ["ppo", "grpo"])
 @pytest.mark.parametrize("more", [[], FEW])
-def test_ppo_starts_at_the_reference_and_asks_the_function(more, tmp_path):
+def test_rollouts_start_at_the_reference_and_ask_the_function(verb, more, tmp_path):
     """The first held-out KL is 0; the score is what the user's function says, which sees the prompts of the file."""
-    command = train_command("ppo", tmp_path, "out", "--missing-eos-penalty", 0, *more)
+    command = train_command(verb, tmp_path, "out", "--missing-eos-penalty", 0, *more)
     (tmp_path / "r.py").write_text(
         "def score(prompts, responses):\n    assert all(p.startswith('Where is') for p in prompts)\n"
         "    return [3.5] * len(responses)\n",
@@ -233,15 +236,50 @@ def test_ppo_starts_at_the_reference_and_asks_the_function(more, tmp_path):
     assert record["before"]["valid_score"] == record["result"]["last_score"] == 3.5
 
 
-def test_ppo_with_a_reward_model(tmp_path):
-    """The folder that the verb reward writes is a judge for ppo, as a whole model and as an adapter."""
+@pytest.mark.parametrize("verb", ["ppo", "grpo"])
+def test_rollouts_with_a_reward_model(verb, tmp_path):
+    """The folder that the verb reward writes is a judge for ppo and grpo, as a whole model and as an adapter."""
     model, pairs = prepare(tmp_path, PAIRS)
     for name, more in (("whole", []), ("adapter", FEW)):
         assert call("reward", "--model", model, "--data", pairs, "--out", tmp_path / name, "--steps", 1, *more) == 0
-        command = train_command("ppo", tmp_path, f"{name}-ppo", *more)
+        command = train_command(verb, tmp_path, f"{name}-{verb}", *more)
         at = command.index("--reward-fn")
         command[at : at + 2] = ["--reward-model", tmp_path / name]
         assert call(*command) == 0
+
+
+CHECKED = ["--checker", "exact", "--iterations", 2, "--batch-size", 4, "--group-size", 2, "--max-new-tokens", 8]
+
+
+@pytest.mark.parametrize("key", ["answer", "completion"])
+def test_grpo_checks_answers(key, tmp_path, monkeypatch):
+    """1 for the row's own answer if it ends, whether the row calls it answer or completion; a number counts as text."""
+    rows = [{"prompt": f"Where is {name}?", key: 7 if key == "answer" else "7"} for name in NAMES]
+    model, data = prepare(tmp_path, rows)
+    tokenizer, seen = load_model(model)[1], []
+    asked = rewards.right_answers
+    monkeypatch.setattr(rewards, "right_answers", lambda examples: seen.append(asked(examples)) or seen[0])
+    assert call("grpo", "--model", model, "--data", data, "--out", tmp_path / "out", *CHECKED) == 0
+    prompt = encode_prompt(tokenizer, rows[0]["prompt"])
+    assert len(seen[0]) == len(NAMES) and seen[0][tuple(prompt)] == {"7"}
+    record = read(tmp_path / "out" / "run.json")
+    assert record["before"]["valid_score"] == 0 and record["settings"]["checker"] == "exact"
+
+
+def test_grpo_needs_one_judge_and_right_answers(tmp_path, capsys):
+    """No judge, two judges, a row without an answer, an answer that is no text: one sentence that says what to mend."""
+    model, data = prepare(tmp_path, PROMPTS[:3])
+    words = ["grpo", "--model", model, "--data", data, "--out", tmp_path / "out"]
+    for more in ([], ["--checker", "exact", "--reward-model", model]):
+        assert call(*words, *more) == 2
+        assert "grpo needs one of --reward-model DIR and --reward-fn" in capsys.readouterr().err
+    assert call(*words, *CHECKED) == 2
+    assert f"{data}:1: --checker exact needs an 'answer'" in capsys.readouterr().err
+    write(data, {"prompt": "Where?", "answer": ["a", "b"]})
+    assert call(*words, *CHECKED) == 2
+    assert f"{data}:1: 'answer' must be a string or a number" in capsys.readouterr().err
+    assert call(*words, "--checker", "exact", "--clip-range", 1, 2, 3) == 2
+    assert "one number, or two" in capsys.readouterr().err
 
 
 def test_pretrain_says_how_surprised_it_was(tmp_path, capsys):
@@ -317,11 +355,12 @@ def test_ctrl_c_saves_and_resume_is_bit_equal(tmp_path, capsys):
     assert call(*words, "--out", out, "--resume") == 2 and "is finished" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["ppo", "grpo"])
 @pytest.mark.parametrize("more", [[], FEW])
-def test_ppo_is_stopped_and_resumed(more, tmp_path, capsys):
-    """PPO stops after the iteration in which Ctrl-C came; resumed, it ends with the very numbers of a run never
+def test_rollouts_are_stopped_and_resumed(verb, more, tmp_path, capsys):
+    """A run stops after the iteration in which Ctrl-C came; resumed, it ends with the very numbers of a run never
     stopped."""
-    command = train_command("ppo", tmp_path, "whole", "--iterations", 4, *more)
+    command = train_command(verb, tmp_path, "whole", "--iterations", 4, *more)
     assert call(*command) == 0
     command[command.index(tmp_path / "whole")] = tmp_path / "stopped"
     working = (tmp_path / "r.py").read_text(encoding="utf-8")
@@ -489,13 +528,13 @@ def test_check_data_shows_all_problems(tmp_path, capsys):
 
 
 def test_help_answers_at_once_and_fits_a_screen(capsys):
-    """Every verb's help is at most 40 lines and ends with its example; understanding a command does not load
+    """Every verb's help is at most 42 lines and ends with its example; understanding a command does not load
     PyTorch."""
     for verb in VERBS:
         with pytest.raises(SystemExit) as stop:
             call(verb, "--help")
         lines = capsys.readouterr().out.rstrip().splitlines()
-        assert stop.value.code == 0 and len(lines) <= 40, verb
+        assert stop.value.code == 0 and len(lines) <= 42, verb
         assert lines[-1].startswith("  python -m minift ") and not any(
             len(line) > 100 for line in lines if "python" not in line
         ), verb
@@ -557,9 +596,10 @@ def layout(tmp_path, monkeypatch):
 def short(line):
     """The words of a `python -m minift` line, made short by the last word on the number of steps and tokens."""
     words = shlex.split(line)[3:]
-    more = {"ppo": "--iterations 1 --max-new-tokens 8 --batch-size 4", "generate": "--max-new-tokens 8",
+    rollout = "--iterations 1 --max-new-tokens 8 --batch-size"
+    more = {"ppo": f"{rollout} 4", "grpo": f"{rollout} 8", "generate": "--max-new-tokens 8",
             "evaluate": "--max-new-tokens 8", "chat": "--max-new-tokens 8", "merge": "", "export": "", "label": "",
-            "templates": "", "check-data": "", "lesson": ""}
+            "templates": "", "check-data": "", "lesson": "", "lab": ""}
     return words + more.get(words[0], "--steps 2 --batch-size 4").split()
 
 
@@ -619,7 +659,7 @@ def test_samples_are_as_their_names_say(tmp_path):
 
     samples = ROOT / "data" / "samples"
     forms = {"text": "text", "messages": "messages", "completions": "completion", "pairs": "pair", "prompts": "prompt",
-             "labels": "label"}
+             "labels": "label", "judged": "judged"}
     assert set(forms.values()) == set(FORMS)
     for name, form in forms.items():
         rows = read_rows([samples / f"{name}.jsonl"], (form,))

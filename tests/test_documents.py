@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from minift.cli.parser import parse
+from minift.show.report import table_markdown
+from minift.studies.lab import find_study
 from minift.tour import arc, summary
 
 ROOT = Path(__file__).parents[1]
@@ -262,3 +264,24 @@ def test_the_table_of_withheld_clusters():
     assert said in text
     before, after = (numbers[n]["ends_with_eos"]["macro"]["mean"] * 100 for n in ("0", "1"))
     assert f"{after:.0f} % of the answers end; before tuning {before:.0f} % did." in text
+
+
+def laboratory():
+    """name of a study -> its part of data/README.md."""
+    text = read(DATA).split("## The alignment laboratory\n")[1].split("\n## ")[0]
+    parts = text.split("\n### ")[1:]
+    return {part.split(":")[0]: part for part in parts}
+
+
+@pytest.mark.parametrize("name", laboratory())
+def test_the_numbers_of_the_laboratory(name):
+    """Each number with a decimal point stands in the study's table; the table is that of the committed results."""
+    table = read(ROOT / "data" / "lab" / name / "table.md")
+    text = laboratory()[name].replace("±", " ")
+    numbers = re.findall(r"-?\d+\.\d+", text)
+    absent = [number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", table)]
+    assert numbers and not absent
+    results, study = read_json(f"lab/{name}/results.json"), find_study(name)
+    made = [f"{title}\n\n{table_markdown(rows)}" for title, rows in study.tables(results["results"]).items()]
+    assert "\n\n".join(made) + "\n" == table and results["command"] == f"python -m minift lab {name}"
+    assert f"lab/{name}/picture.png" in laboratory()[name] and f"(lab/{name}/table.md)" in laboratory()[name]

@@ -190,6 +190,42 @@ def test_kto_kl(kto_kl=dpo.kto_kl):
         kto_kl(numbers(-1.0), numbers(-2.0))
 
 
+def test_hinge(hinge_loss=dpo.hinge_loss):
+    """max(0, 1 - beta * gap): .85 at a gap of 1.5 and beta .1, 0 where the gap is above 1 / beta."""
+    assert hinge_loss(*EXAMPLE, 0.1)[0].item() == pytest.approx(0.85, abs=1e-9)
+    assert hinge_loss(*EXAMPLE, 1.0)[0].item() == 0
+    assert hinge_loss(*EXAMPLE, 1.0)[1]["margin"] == pytest.approx(1.5, abs=1e-9)
+
+
+def test_robust(robust_loss=dpo.robust_loss, dpo_loss=dpo.dpo_loss):
+    """Its mean over labels of which a share e is flipped is the loss of the right labels, for any gap."""
+    for e in (0.1, 0.3):
+        swapped = EXAMPLE[1], EXAMPLE[0], EXAMPLE[3], EXAMPLE[2]
+        right, wrong = robust_loss(*EXAMPLE, 0.7, e)[0], robust_loss(*swapped, 0.7, e)[0]
+        assert ((1 - e) * right + e * wrong - dpo_loss(*EXAMPLE, 0.7)[0]).abs() < 1e-9
+    for e in (-0.1, 0.5):
+        with pytest.raises(MiniftError, match="label_smoothing is"):
+            robust_loss(*EXAMPLE, 0.7, e)
+
+
+def test_a_margin_must_be_won():
+    """-log sigmoid(beta * gap - margin), pair by pair; and a batch brings its margins to the loss."""
+    pairs = [torch.cat([one, one]) for one in EXAMPLE]
+    loss, metrics = dpo.dpo_loss(*pairs, 0.1, margin=numbers(0.0, 0.4))
+    expected = sum(math.log(1 + math.exp(-(0.15 - margin))) for margin in (0.0, 0.4)) / 2
+    assert loss.item() == pytest.approx(expected, abs=1e-9) and metrics["margin"] == pytest.approx(0.15, abs=1e-9)
+    model = small_model()
+    examples = [
+        {"chosen_input_ids": [1, 2, 3], "chosen_response_mask": [False, True, True], "rejected_input_ids": [1, 4],
+         "rejected_response_mask": [False, True]} for _ in range(2)]
+    examples[1]["margin"] = 2.0
+    dpo.add_reference_logprobs(examples, make_reference(copy.deepcopy(model)), 0)
+    batch = collate_pairs(examples, 0)
+    assert batch["margin"].tolist() == [0.0, 2.0]
+    loss, _ = dpo.make_dpo_loss(model, 0.1)(batch)
+    assert loss.item() == pytest.approx((LN2 + math.log(1 + math.exp(2))) / 2, abs=1e-5)
+
+
 def test_gradcheck(losses=(dpo.dpo_loss, dpo.ipo_loss, dpo.simpo_loss, dpo.orpo_loss, dpo.kto_loss)):
     """Finite differences agree with each loss's gradient in float64."""
     generator = torch.Generator().manual_seed(0)
@@ -199,6 +235,8 @@ def test_gradcheck(losses=(dpo.dpo_loss, dpo.ipo_loss, dpo.simpo_loss, dpo.orpo_
     assert torch.autograd.gradcheck(lambda *x: dpo_loss(*x, 0.7)[0], four)
     assert torch.autograd.gradcheck(lambda *x: dpo_loss(*x, 0.7, rates)[0], four)
     assert torch.autograd.gradcheck(lambda *x: ipo_loss(*x, 0.7)[0], four)
+    assert torch.autograd.gradcheck(lambda *x: dpo.hinge_loss(*x, 0.7)[0], four)
+    assert torch.autograd.gradcheck(lambda *x: dpo.robust_loss(*x, 0.7, 0.2)[0], four)
     assert torch.autograd.gradcheck(lambda *x: simpo_loss(*x)[0], four[:2])
     assert torch.autograd.gradcheck(lambda *x: orpo_loss(*x)[0], four[:2])
     assert torch.autograd.gradcheck(lambda *x: kto_loss(*x, 0.7, 0.3)[0], four)

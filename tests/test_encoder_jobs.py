@@ -503,7 +503,7 @@ def test_check_data_counts_the_labels(tmp_path, capsys):
     assert f"problem: {bad}:2: 'label'" in captured.out and f"problem: {bad}:3: expected" in captured.out
     assert "2 rows are bad" in captured.err and "{text}, for mlm" in captured.out
     assert call("check-data", "--model", save_tiny(tmp_path / "lm"), "--data", path) == 0
-    assert "{text}, for pretrain, evaluate, ppo: 8 rows" in capsys.readouterr().out
+    assert "{text}, for pretrain, evaluate, ppo, grpo: 8 rows" in capsys.readouterr().out
 
 
 def test_two_purposes_are_refused(check_choice=classifier.check_choice):

@@ -20,10 +20,11 @@ from minift.cli import (
     measures,
     models,
     options,
-    ppo_run,
     rewards,
+    rollouts,
     run,
     sampling,
+    value_model,
 )
 from minift.cli import rows as row_files
 from minift.core.generate import Generation
@@ -483,7 +484,7 @@ def watch_of(tmp_path, prompts, reward_fn=None, reference=None):
         save=lambda: saved.append(len(saved)),
     )
     config = SimpleNamespace(max_new_tokens=6, temperature=1.0, beta=0.2, missing_eos_penalty=0.5)
-    return ppo_run.Watch(run, config, reward_fn, reference, prompts), saved
+    return rollouts.Watch(run, config, reward_fn, reference, prompts), saved
 
 
 def test_ppo_is_judged_by_score_minus_beta_kl(tmp_path, watch_of=watch_of):
@@ -507,7 +508,7 @@ def test_ppo_keeps_the_best_iteration(tmp_path, monkeypatch, watch_of=watch_of):
     """Weights are kept when the held-out objective improves, and only then; a resumed run forgets the rows it will
     repeat."""
     objectives = iter([0.0, 1.0, 3.0, 2.0, 3.0, 4.0, 5.0])
-    monkeypatch.setattr(ppo_run.Watch, "measure", lambda self: {"valid_objective": next(objectives)})
+    monkeypatch.setattr(rollouts.Watch, "measure", lambda self: {"valid_objective": next(objectives)})
     watch, saved = watch_of(tmp_path, [[1]])
     for iteration in range(1, 6):
         watch({"iteration": iteration})
@@ -520,7 +521,7 @@ def test_ppo_keeps_the_best_iteration(tmp_path, monkeypatch, watch_of=watch_of):
 def test_ppo_ends_with_the_best_iteration(tmp_path, monkeypatch):
     """With held-out prompts the folder and run.json tell of the best iteration, not of the last."""
     objectives, saved = iter([1.0, 5.0, 3.0]), []
-    monkeypatch.setattr(ppo_run.Watch, "measure", lambda self: {"valid_objective": next(objectives)})
+    monkeypatch.setattr(rollouts.Watch, "measure", lambda self: {"valid_objective": next(objectives)})
     monkeypatch.setattr(run.Run, "save", lambda self: saved.append(self))
     (tmp_path / "r.py").write_text("def score(prompts, responses):\n    return [1.0]\n", encoding="utf-8")
     prompts = write(tmp_path / "p.jsonl", {"prompt": "Where is the fox?"})
@@ -536,7 +537,7 @@ def test_ppo_ends_with_the_best_iteration(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("lora", [2, None])
-def test_values_begin_where_they_should(known, lora, first_values=ppo_run.first_values):
+def test_values_begin_where_they_should(known, lora, first_values=value_model.first_values):
     """The reward model's own scores, or 0 where there is none; with LoRA no weight of a body is there twice, and
     training the values changes neither model that it was made from."""
     policy, judge, ids = make_model(), make_model("TokenScorer", seed=1, norm_eps=1e-5 if known else 1e-6), IDS

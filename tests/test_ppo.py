@@ -14,7 +14,7 @@ from minift.core.logprobs import make_reference, token_logprobs
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
 from minift.evaluation import exact
-from minift.methods import lora, ppo, ppo_loop
+from minift.methods import lora, ppo, ppo_loop, rollout
 
 EOS, PAD = 1, 0
 
@@ -231,7 +231,7 @@ def test_settings_that_make_no_sense(PPOConfig=ppo_loop.PPOConfig):
     PPOConfig(beta=0.0, value_clip_range=None, target_kl=None, clip=None)
 
 
-def test_each_prompt_is_drawn_once_a_pass(draw_prompts=ppo_loop.draw_prompts):
+def test_each_prompt_is_drawn_once_a_pass(draw_prompts=rollout.draw_prompts):
     """The stream of prompts is one permutation after another, each a new one, and the same again for the same seed."""
     prompts = list(range(7))
     drawn = [p for iteration in range(14) for p in draw_prompts(prompts, 3, iteration, seed=0)]
@@ -277,22 +277,22 @@ def run(policy, reference, value_model, reward_fn=count_fives, iterations=1, tra
                      pad_id=PAD, seed=0, progress=False, **{"eos_id": EOS, **options})
 
 
-def spy(monkeypatch, name):
-    """Record the arguments of every call of ppo_loop.NAME, which still does its work."""
-    calls, function = [], getattr(ppo_loop, name)
+def spy(monkeypatch, name, module=ppo_loop):
+    """Record the arguments of every call of MODULE.NAME, which still does its work."""
+    calls, function = [], getattr(module, name)
 
     def spied(*args, **kwargs):
         calls.append((args, kwargs))
         return function(*args, **kwargs)
-    monkeypatch.setattr(ppo_loop, name, spied)
+    monkeypatch.setattr(module, name, spied)
     return calls
 
 
 def test_the_first_iteration(monkeypatch):
     """At the start KL and values are 0, ratios 1; the loss, minus the mean white advantage, is 0, its gradient not."""
     steps = []
-    take_step = ppo_loop.take_step
-    monkeypatch.setattr(ppo_loop, "take_step", lambda *a, **k: steps.append(take_step(*a, **k)) or steps[-1])
+    take_step = rollout.take_step
+    monkeypatch.setattr(rollout, "take_step", lambda *a, **k: steps.append(take_step(*a, **k)) or steps[-1])
     calls = spy(monkeypatch, "gae")
     row, = run(*start(), minibatch_size=10, epochs=1)
     assert abs(row["kl"]) < 1e-5 and 0 <= row["kl_k3"] < 1e-6
@@ -451,8 +451,8 @@ def test_the_reference_is_asked_again_once(monkeypatch):
         asked.append(len(asked))
         return reference(input_ids, attention_mask)
     steps = []
-    take_step = ppo_loop.take_step
-    monkeypatch.setattr(ppo_loop, "take_step", lambda *a, **k: steps.append(len(asked)) or take_step(*a, **k))
+    take_step = rollout.take_step
+    monkeypatch.setattr(rollout, "take_step", lambda *a, **k: steps.append(len(asked)) or take_step(*a, **k))
     run(policy, counted, value_model, iterations=3)
     # Two questions in the first iteration, one of them right after its first update; one in each later iteration.
     assert len(asked) == 4 and steps[0] == 1 and steps[1] == 2
@@ -509,7 +509,7 @@ def test_the_seed_decides_the_answers(train_ppo=ppo_loop.train_ppo):
 
 def test_the_seed_decides_the_prompts(monkeypatch, train_ppo=ppo_loop.train_ppo):
     """Iteration by iteration the prompts are those that draw_prompts gives for the seed; no bar is shown on demand."""
-    drawn, shown = spy(monkeypatch, "draw_prompts"), spy(monkeypatch, "Run")
+    drawn, shown = spy(monkeypatch, "draw_prompts", rollout), spy(monkeypatch, "Run", rollout)
     train_ppo(*start(), count_fives, PROMPTS, ppo_loop.PPOConfig(**FAST), iterations=2, batch_size=3, eos_id=EOS,
               pad_id=PAD, seed=7, progress=False)
     assert [args[1:] for args, _ in drawn] == [(3, 0, 7), (3, 1, 7)]
@@ -570,7 +570,7 @@ def test_dropout_is_refused(train_ppo=ppo_loop.train_ppo):
 
 def test_a_first_ratio_away_from_1_is_refused(train_ppo=ppo_loop.train_ppo):
     """When the sampler's log-probs are not those of the update (here: off by .01), no step is taken."""
-    generate = ppo_loop.generate
+    generate = rollout.generate
 
     def off(*args, **kwargs):
         generation = generate(*args, **kwargs)
@@ -579,7 +579,7 @@ def test_a_first_ratio_away_from_1_is_refused(train_ppo=ppo_loop.train_ppo):
     policy, reference, value_model = start()
     before = copy.deepcopy(policy.state_dict())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ppo_loop, "generate", off)
+        patch.setattr(rollout, "generate", off)
         with pytest.raises(MiniftError, match="away from 1"):
             run(policy, reference, value_model, train_ppo=train_ppo)
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
@@ -697,3 +697,66 @@ def test_the_wrong_sign_of_kl_misses_the_optimum(train_ppo=ppo_loop.train_ppo):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ppo_loop, "token_rewards", wrong)
         assert three_answers(0.5, 30, train_ppo)[0] > 0.05
+
+
+# ---- details that can be switched ----
+
+
+def test_the_kl_in_the_loss(ppo_loss=ppo_loop.ppo_loss):
+    """With kl_in="loss" the mean k3 of the response tokens is added beta times; the token rewards hold no KL."""
+    policy, reference, value_model = start()
+    other = make_reference(small_policy(seed=3))
+    with pytest.MonkeyPatch.context() as patch:
+        paid, seen = spy(patch, "token_rewards"), spy(patch, "ppo_loss")
+        run(policy, other, value_model, kl_in="loss", beta=0.3, epochs=1, minibatch_size=10)
+    assert paid[0][0][4] == 0.0
+    (_, _, batch), given = seen[0]
+    policy, _, value_model = start()
+    with_kl, metrics = ppo_loss(policy, value_model, batch, given["config"], beta=0.3)
+    without, _ = ppo_loss(policy, value_model, batch, given["config"], beta=0.0)
+    gap, mask = batch["ref_logprobs"] - batch["old_logprobs"], batch["response_mask"]
+    k3 = ((gap.exp() - 1 - gap) * mask).sum() / mask.sum()
+    assert k3 > 0.05 and (with_kl - without).item() == pytest.approx(0.3 * k3.item(), abs=1e-5)
+
+
+def test_updates_end_at_a_large_kl():
+    """An iteration takes no further step after one in which approx_kl went above stop_kl; the next one begins anew."""
+    steps = []
+    with pytest.MonkeyPatch.context() as patch:
+        take_step = rollout.take_step
+        patch.setattr(rollout, "take_step", lambda *a, **k: steps.append(take_step(*a, **k)) or steps[-1])
+        run(*start(), lr=0.05, epochs=4, minibatch_size=5, iterations=1)
+        free = [step["approx_kl"] for step in steps]
+        limit = sorted(free)[4]
+        steps.clear()
+        run(*start(), lr=0.05, epochs=4, minibatch_size=5, iterations=1, stop_kl=limit)
+    first = next(i for i, kl in enumerate(free) if kl > limit)
+    assert len(free) == 8 and [step["approx_kl"] for step in steps] == free[:first + 1] and first < 7
+
+
+def test_one_body_for_policy_and_values():
+    """It is refused unless it is asked for; then both losses move the one body, and its weights are there once."""
+    policy, reference, _ = start()
+    with pytest.raises(MiniftError, match="share one body"):
+        run(policy, reference, TokenScorer(policy.body))
+    value_model = ppo_loop.zero_head(TokenScorer(policy.body))
+    row, = run(policy, reference, value_model, share_body=True, value_coef=1.0)
+    assert value_model.body is policy.body and row["value_loss"] > 0
+    alone, reference, other = start()
+    run(alone, reference, other, value_coef=1.0)
+    assert not torch.equal(alone.body.embed.weight, policy.body.embed.weight)
+
+
+def test_advantages_as_they_are():
+    """whiten_advantages=False leaves those of gae; by default they have mean 0 and standard deviation 1."""
+    for whiten in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            seen = spy(patch, "ppo_loss")
+            run(*start(), whiten_advantages=whiten, minibatch_size=10, epochs=1)
+        batch = seen[0][0][2]
+        inside = batch["advantages"][batch["response_mask"]]
+        if whiten:
+            assert abs(inside.mean()) < 1e-5 and inside.std().item() == pytest.approx(1, abs=1e-4)
+        else:
+            assert torch.equal(inside, (batch["returns"] - batch["old_values"])[batch["response_mask"]])
+            assert abs(inside.mean()) > 0.1

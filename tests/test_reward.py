@@ -128,6 +128,15 @@ def test_the_batch_loss_reads_each_answer_at_its_last_token(make_reward_loss=rew
             assert metrics["ties"] == 0
 
 
+def test_a_batch_brings_its_margins(make_reward_loss=reward.make_reward_loss):
+    """Of two like answers chosen must win by its pair's margin: -log sigmoid(-margin); without one, by 0."""
+    pairs = [pair([1, 2, 3], [1, 2, 3]) for _ in range(3)]
+    pairs[0]["margin"], pairs[2]["margin"] = 0.5, 2.0
+    loss, metrics = make_reward_loss(small_scorer())(collate_pairs(pairs, 0))
+    expected = sum(math.log(1 + math.exp(margin)) for margin in (0.5, 0.0, 2.0)) / 3
+    assert loss.item() == pytest.approx(expected, abs=1e-6) and metrics["margin"] == 0
+
+
 def test_a_tie_is_no_win(make_reward_loss=reward.make_reward_loss):
     """Two like answers tie: accuracy 0, ties 1, and the loss is log 2."""
     loss, metrics = make_reward_loss(small_scorer())(collate_pairs([pair([1, 2, 3], [1, 2, 3])] * 2, 0))

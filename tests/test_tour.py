@@ -17,7 +17,7 @@ from minift.core.heads import LanguageModel
 from minift.core.logprobs import make_reference
 from minift.core.transformer import TransformerConfig
 from minift.errors import MiniftError
-from minift.studies import cluster_study, label_curve
+from minift.studies import cluster_study, label_curve, stories
 from minift.studies.four_ways import rows
 from minift.text.answers import Answer
 from minift.tour import common
@@ -99,11 +99,12 @@ def test_the_stages_need_only_earlier_ones(stages=tour.STAGES):
     names = list(stages)
     assert all(names.index(need) < names.index(name) for name, entry in stages.items() for need in entry[3])
     budgets = {name: entry[2] for name, entry in stages.items()}
-    assert budgets["encoder"] <= 45 and budgets["clusters"] <= 60
-    assert sum(budgets.values()) - budgets["encoder"] - budgets["clusters"] <= 360 and sum(budgets.values()) < 480
+    assert budgets["encoder"] <= 45 and budgets["clusters"] <= 60 and budgets["verifiable"] <= 60
+    others = sum(budgets.values()) - budgets["encoder"] - budgets["clusters"] - budgets["verifiable"]
+    assert others <= 360 and sum(budgets.values()) < 480
 
 
-def test_kl_of_answers_is_the_sum_of_log_ratios(response_kl=common.response_kl):
+def test_kl_of_answers_is_the_sum_of_log_ratios(response_kl=stories.response_kl):
     """On each answer: sum over its tokens of log p - log p_ref, the prompt left out, whatever the batch's padding."""
     torch.manual_seed(0)
     config = TransformerConfig(50, 32, n_layer=1, n_head=2, d_model=16, d_ff=32)

@@ -22,8 +22,8 @@ from minift.cli import (
     leave_out,
     measures,
     options,
-    ppo_run,
     predict,
+    rollouts,
     run,
     sampling,
 )
@@ -33,7 +33,7 @@ from minift.core.attention import Attention
 from minift.core.train import TrainConfig
 from minift.formats import export, export_gguf
 from minift.learn import lesson
-from minift.methods import dpo, lora, mlm, ppo_loop, pretrain
+from minift.methods import dpo, grpo, lora, mlm, ppo_loop, pretrain, rollout
 from minift.methods import reward as reward_method
 from minift.studies import cluster_study
 from minift.text import batches
@@ -79,7 +79,8 @@ PROVED_ELSEWHERE = {
     "--model": "test_cli", "--data": "test_cli", "--valid": "test_cli", "--out": "test_cli", "--overwrite": "test_cli",
     "--resume": "test_cli", "--device": "test_mistakes", "--recipe": "test_encoder_jobs",
     "--predict": "test_encoder_jobs", "--prompt": "test_cli", "--raw": "test_cli", "--system": "test_cli",
-    "--reference": "test_cli", "--reward-model": "test_cli", "--reward-fn": "test_cli", "--list": "test_lessons",
+    "--reference": "test_cli", "--reward-model": "test_cli", "--reward-fn": "test_cli", "--checker": "test_cli",
+    "--loss": "test_dpo_cli", "--list": "test_lessons",
     "--prompts": "test_label", "--pairs": "test_label", "--items": "test_label", "--labels": "test_label",
     "--annotators": "test_label", "--guidelines": "test_label", "--freeze": "test_encoder_jobs",
     "--full": "test_encoder_jobs", "--probe-then-full": "test_encoder_jobs",
@@ -99,6 +100,10 @@ PROVED_HERE = {
     "ppo": {"--lora", "--lr", "--iterations", "--batch-size", "--minibatch-size", "--epochs", "--beta", "--target-kl",
             "--missing-eos-penalty", "--max-new-tokens", "--temperature", "--eval-every", "--checkpointing", "--seed",
             "--context"},
+    "grpo": {"--lora", "--lr", "--iterations", "--batch-size", "--minibatch-size", "--epochs", "--beta", "--method",
+             "--group-size", "--kl-in", "--clip-range", "--mask-truncated", "--missing-eos-penalty", "--max-new-tokens",
+             "--temperature", "--eval-every", "--checkpointing", "--seed", "--context"},
+    "lab": {"name", "--out", "--quick"},
     "check-data": {"--context", "--batch-size", "--show"},
     "generate": {"--batch-size", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed"},
     "evaluate": {"--show", "--context", "--batch-size", "--max-new-tokens", "--clusters", "--seeds", "--steps", "--lr"},
@@ -107,8 +112,9 @@ PROVED_HERE = {
     "label": {"--max-new-tokens", "--temperature", "--batch-size", "--seed", "--port"},
     "merge": set(), "export": {"--gguf"}, "lesson": {"number", "jupyter"},
 }
-for _verb in ("pretrain", "sft", "mlm", "classify", "ppo"):
-    PROVED_HERE[_verb] |= {"--skip-bad", "--drop-duplicates"} | ({"--dtype"} if _verb != "ppo" else set())
+for _verb in ("pretrain", "sft", "mlm", "classify", "ppo", "grpo"):
+    PROVED_HERE[_verb] |= {"--skip-bad", "--drop-duplicates"}
+    PROVED_HERE[_verb] |= {"--dtype"} if _verb not in ("ppo", "grpo") else set()
 PROVED_HERE["reward"] = PROVED_HERE["sft"]
 PROVED_HERE["dpo"] = PROVED_HERE["sft"] | {"--beta", "--label-smoothing"}
 
@@ -222,7 +228,7 @@ def test_only_the_training_rows_are_shuffled(verb, tmp_path, monkeypatch):
     run_until_stop(*words, "--valid", valid, "--batch-size", 2)
 
 
-@pytest.mark.parametrize("verb, module, name", [("sft", run, "train"), ("ppo", ppo_run, "train_ppo")])
+@pytest.mark.parametrize("verb, module, name", [("sft", run, "train"), ("ppo", ppo_loop, "train_ppo")])
 def test_a_tenth_of_the_run_lies_between_validations(verb, module, name, tmp_path, monkeypatch):
     """Without --eval-every, 30 steps or iterations are validated and saved every third."""
     seen = watch(monkeypatch, (module, name), stop=True)
@@ -322,9 +328,9 @@ PPO = ["--lr", "0.0123", "--minibatch-size", "3", "--epochs", "3", "--beta", "0.
 @pytest.mark.parametrize("rank", [None, 3])
 def test_settings_of_ppo_arrive(rank, tmp_path, monkeypatch):
     """Every setting reaches PPOConfig or train_ppo; the reference has the temperature of the sampling."""
-    seen = watch(monkeypatch, (ppo_run, "make_reference"), (ppo_run, "base_reference"), (run, "add_lora"),
+    seen = watch(monkeypatch, (rollouts, "make_reference"), (rollouts, "base_reference"), (run, "add_lora"),
                  (run, "context_of"))
-    seen_last = watch(monkeypatch, (ppo_run, "train_ppo"), stop=True)
+    seen_last = watch(monkeypatch, (ppo_loop, "train_ppo"), stop=True)
     words = without(decoder_command("ppo", tmp_path), "--epochs")
     run_until_stop(*words, *PPO, "--context", 60, *(["--lora", rank] if rank else []))
     given, config = seen_last["train_ppo"], seen_last["train_ppo"]["config"]
@@ -340,9 +346,36 @@ def test_settings_of_ppo_arrive(rank, tmp_path, monkeypatch):
         assert (seen["add_lora"]["rank"], seen["add_lora"]["alpha"]) == (3, 6)
 
 
+GRPO = ["--lr", "0.0123", "--minibatch-size", "3", "--epochs", "3", "--beta", "0.7", "--missing-eos-penalty", "0.4",
+        "--temperature", "0.6", "--seed", "5", "--eval-every", "2", "--checkpointing", "--method", "rloo", "--kl-in",
+        "reward", "--clip-range", "0.1", "0.3", "--mask-truncated"]
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_settings_of_grpo_arrive(rank, tmp_path, monkeypatch):
+    """Every setting reaches GRPOConfig or train_grpo; one --clip-range is for both directions."""
+    seen = watch(monkeypatch, (rollouts, "make_reference"), (rollouts, "base_reference"), (run, "add_lora"),
+                 (run, "context_of"))
+    seen_last = watch(monkeypatch, (grpo, "train_grpo"), stop=True)
+    words = without(decoder_command("grpo", tmp_path), "--epochs")
+    run_until_stop(*words, *GRPO, "--context", 60, *(["--lora", rank] if rank else []))
+    given, config = seen_last["train_grpo"], seen_last["train_grpo"]["config"]
+    assert (config.lr, config.minibatch_size, config.epochs, config.beta) == (0.0123, 3, 3, 0.7)
+    assert (config.missing_eos_penalty, config.temperature, config.max_new_tokens) == (.4, .6, 4)
+    assert (config.method, config.group_size, config.kl_in, config.mask_truncated) == ("rloo", 2, "reward", True)
+    assert (config.clip_range, config.clip_range_high) == (0.1, 0.3)
+    assert (given["iterations"], given["batch_size"], given["seed"]) == (2, 4, 5)
+    tokenizer = make_tokenizer()
+    assert (given["eos_id"], given["pad_id"], given["save_every"]) == (tokenizer.eos_id, tokenizer.pad_id, 1)
+    assert given["on_iteration"].every == 2 and given["policy"].body.checkpointing and seen["context_of"]["asked"] == 60
+    assert seen["base_reference" if rank else "make_reference"]["temperature"] == 0.6
+    if rank:
+        assert (seen["add_lora"]["rank"], seen["add_lora"]["alpha"]) == (3, 6)
+
+
 def test_ppo_looks_at_held_out_prompts_as_it_samples(tmp_path, monkeypatch):
     """The held-out answers have PPO's temperature, length, seed and batch size."""
-    seen = watch(monkeypatch, (ppo_run, "generate_batch"))
+    seen = watch(monkeypatch, (rollouts, "generate_batch"))
     valid = write(tmp_path / "valid.jsonl", *[{"prompt": row["prompt"]} for row in CHATS[:6]])
     assert call(*decoder_command("ppo", tmp_path), "--valid", valid, "--temperature", 0.6, "--seed", 5) == 0
     given = seen["generate_batch"]
@@ -353,7 +386,7 @@ def test_ppo_looks_at_held_out_prompts_as_it_samples(tmp_path, monkeypatch):
 def test_ppos_optimizer(monkeypatch):
     """No weight decay (it would pull the policy from the reference), Adam's betas, and eps 1e-5 as in OpenAI's PPO."""
     from test_ppo import FAST, run, start
-    seen = watch(monkeypatch, (ppo_loop, "make_optimizer"), (ppo_loop, "take_step"))
+    seen = watch(monkeypatch, (rollout, "make_optimizer"), (rollout, "take_step"))
     run(*start(), lr=0.0123, clip=0.25)
     assert FAST.get("clip") != 0.25
     given = seen["make_optimizer"]
@@ -566,12 +599,12 @@ def test_settings_of_tour_and_lesson_arrive(monkeypatch):
 def test_the_defaults_that_matter():
     """What a user gets who asks for nothing; each is a choice with a reason.
 
-    DPO's beta .1: TRL's and the paper's. No label smoothing: labels count as right. PPO's beta .05: a nat of KL costs
+    No label smoothing: labels count as right. PPO's beta .05: a nat of KL costs
     little beside a reward of standard deviation 1. Replay .3: Ibrahim et al. 2024. BERT hides 15 %. Temperature 1 is
     the policy's own distribution in PPO, .7 suits a reader. A missing end costs 1, a standard deviation of the reward.
     """
     base = ["--model", "m", "--data", "d", "--out", "o"]
-    assert (parse(["dpo", *base]).beta, parse(["dpo", *base]).label_smoothing) == (0.1, 0.0)
+    assert parse(["dpo", *base]).label_smoothing == 0.0
     ppo = parse(["ppo", *base])
     assert (ppo.beta, ppo.target_kl, ppo.temperature, ppo.missing_eos_penalty) == (0.05, None, 1.0, 1.0)
     assert (ppo.epochs, ppo.iterations, ppo.batch_size, ppo.max_new_tokens) == (2, 20, 32, 96)

@@ -20,6 +20,7 @@ from minift.show.pictures import (
     curves,
     drawable,
     figure,
+    grouped_bars,
     plain,
     reliability,
     save,
@@ -28,8 +29,8 @@ from minift.show.pictures import (
 )
 
 __all__ = [
-    "Source", "Tokens", "attention", "bars", "confusion", "curves", "draw_tokens", "figure", "reliability",
-    "save", "share_legend", "source", "visible"]
+    "Source", "Tokens", "attention", "bars", "confusion", "curves", "draw_tokens", "figure", "grouped_bars",
+    "reliability", "save", "share_legend", "source", "visible"]
 
 # Learned tokens are bold green, others grey.
 ANSI = {True: "\x1b[1;32m", False: "\x1b[90m"}

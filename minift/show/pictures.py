@@ -136,6 +136,26 @@ def bars(ax, labels, values, errors=None, *, ylabel, title=None, baseline=None, 
     finish(ax, None, ylabel, title)
 
 
+def grouped_bars(ax, labels, series, *, xlabel, title=None):
+    """Draw a group of horizontal bars for each label. series: {name: values (n,), or (values, errors)}.
+
+    errors: half-widths (n,). Raises MiniftError for shapes that do not fit.
+    """
+    height = 0.76 / len(series)
+    for i, (name, parts) in enumerate(series.items()):
+        values, errors = parts if isinstance(parts, tuple) else (parts, None)
+        if len(values) != len(labels):
+            raise MiniftError(f"grouped_bars needs a value for each label; {name!r} has {len(values)} of {len(labels)}")
+        shift = (i - (len(series) - 1) / 2) * height
+        places = [place + shift for place in range(len(labels))]
+        ax.barh(places, values, 0.9 * height, xerr=errors, color=COLOURS[i % len(COLOURS)], label=plain(name))
+    ax.set_yticks(range(len(labels)), list(map(plain, labels)))
+    ax.invert_yaxis()
+    if len(series) > 1:
+        ax.legend(frameon=False)
+    finish(ax, xlabel, None, title)
+
+
 def name_bars(ax, labels):
     """Write the labels under the bars: on several lines if they fit in this way, else rotated."""
     points = ax.get_window_extent().width / ax.figure.dpi * 72

@@ -106,6 +106,19 @@ def table_text(rows, columns=None):
     return "\n".join(line.rstrip() for line in lines)
 
 
+def table_markdown(rows, columns=None):
+    """Rows (dicts) as a table in Markdown; columns: the keys to show, in order (default: all)."""
+    columns = columns_of(rows) if columns is None else columns
+    return markdown([columns, *([cell(row.get(column)) for column in columns] for row in rows)])
+
+
+def markdown(rows):
+    """Rows (lists of texts) as a table in Markdown; the first row is its heading."""
+    rows = [[text.replace("|", "\\|") for text in row] for row in rows]
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def columns_of(rows):
     return list(dict.fromkeys(chain.from_iterable(rows)))
 

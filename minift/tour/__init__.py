@@ -1,6 +1,6 @@
 """The main job: one model goes through every kind of fine-tuning, end to end, on the embedded world.
 
-It has eleven stages. Each is a function `stage(tour) -> Result`, which trains a model, evaluates it on held-out data
+It has twelve stages. Each is a function `stage(tour) -> Result`, which trains a model, evaluates it on held-out data
 and saves what later stages need. The closing table, the pictures, every checkpoint and report.html go to one folder.
 """
 
@@ -29,7 +29,8 @@ STAGES = {
     "dpo": (align.dpo, "8. Direct preference optimization", 52, ("preferences",)),
     "comparison": (align.compare, "9. Side by side", 14, ("ppo", "dpo")),
     "encoder": (encode.encoder, "10. The encoder: masked words, and a head on frozen features", 45, ()),
-    "clusters": (unseen.clusters, "11. A cluster of tasks that was never tuned on", 20, ())}
+    "clusters": (unseen.clusters, "11. A cluster of tasks that was never tuned on", 20, ()),
+    "verifiable": (unseen.verifiable, "12. GRPO with a verifiable reward", 50, ("clusters",))}
 COLUMNS = ("stage", "measure", "before", "after", "seconds", "budget")
 
 

@@ -9,15 +9,14 @@ from minift.formats.checkpoint import save_model
 from minift.methods.dpo import add_reference_logprobs, make_dpo_loss
 from minift.methods.ppo_loop import PPOConfig, train_ppo
 from minift.methods.reward import reward_from_model
-from minift.text.answers import sample_answers
+from minift.studies.stories import TEMPERATURE, gold_reward, write_stories
 from minift.text.batches import Batches
 from minift.text.chat import encode_prompt
-from minift.text.pairs import collate_pairs
+from minift.text.jsonl import read_jsonl
+from minift.text.pairs import collate_pairs, encode_pairs
 from minift.tour import draw
-from minift.tour.common import TEMPERATURE, Result, change, mean, response_kl
-from minift.tour.prefer import pair_examples
+from minift.tour.common import Result, change, mean
 from minift.world.instructions import story_requests
-from minift.world.rubric import judge
 
 SHOWN = ("iteration", "score", "gold", "kl", "entropy", "response_length", "clip_fraction", "explained_variance")
 
@@ -38,10 +37,10 @@ def ppo(tour):
     reward_model, value_model = tour.load("reward")[0], tour.load("reward")[0]
     requests = story_requests(s.ppo_iterations * s.ppo_batch, tour.seed, "ppo")
     scenes = {tuple(encode_prompt(tokenizer, prompt)): scene for prompt, scene in requests}
-    score, gold = reward_from_model(reward_model), []
+    score, gold_of, gold = reward_from_model(reward_model), gold_reward(tokenizer, scenes), []
 
     def reward_fn(generation):
-        gold.append(gold_of(generation, tokenizer, scenes))
+        gold.append(gold_of(generation).double().mean().item())
         return score(generation)
 
     # Train on the learned reward. reward_fn also notes the gold score.
@@ -65,16 +64,6 @@ def ppo(tour):
         pictures=[tour.picture("ppo")])
 
 
-def gold_of(generation, tokenizer, scenes):
-    """The mean gold score of a rollout's stories. scenes: prompt ids (a tuple) -> Scene."""
-    scores = []
-    for ids, real, written in zip(generation.input_ids, generation.attention_mask, generation.response_mask):
-        prompt = tuple(ids[real & ~written].tolist())
-        story = tokenizer.decode(ids[written].tolist(), skip_special=True)
-        scores.append(judge(story, scenes[prompt]).score)
-    return mean(scores)
-
-
 def dpo(tour):
     """8. DPO on the same pairs: no reward model, no sampling; the reference's log-probabilities are computed once."""
     s = tour.settings
@@ -82,13 +71,15 @@ def dpo(tour):
     policy, tokenizer = tour.load("sft")
     reference, sharp = make_reference(tour.load("sft")[0]), make_reference(tour.load("sft")[0], TEMPERATURE)
     # Compute the reference's log-probabilities once.
-    pairs = pair_examples(tour, tokenizer, "train", policy.config.context_length)
+    rows = read_jsonl(tour.out / "preferences-train.jsonl")
+    pairs = encode_pairs(tokenizer, rows, policy.config.context_length)
     examples = add_reference_logprobs(pairs, reference, tokenizer.pad_id)
     batches = Batches(examples, 16, lambda rows: collate_pairs(rows, tokenizer.pad_id), seed=tour.seed)
     requests = story_requests(48, tour.seed, "dpo")
 
     def evaluate():
-        _, gold, kl = write_stories(tour, policy, sharp, tokenizer, requests)
+        _, gold, kl = write_stories(
+            policy, sharp, tokenizer, requests, max_new_tokens=s.story_tokens, seed=tour.seed)
         return {"gold": mean(gold), "kl": mean(kl)}
 
     # Train, and sample stories at the start, the middle and the end.
@@ -110,16 +101,6 @@ def dpo(tour):
         pictures=[tour.picture("dpo")])
 
 
-def write_stories(tour, model, reference, tokenizer, requests):
-    """(answers, gold scores, KL to the reference) of the model's sampled stories, one for each request."""
-    answers = sample_answers(
-        model, tokenizer, [prompt for prompt, _ in requests], max_new_tokens=tour.settings.story_tokens,
-        temperature=TEMPERATURE, batch_size=128, seed=tour.seed)
-    gold = [judge(answer.text, scene).score for answer, (_, scene) in zip(answers, requests, strict=True)]
-    kl = response_kl(make_reference(model, TEMPERATURE), reference, answers, tokenizer.pad_id)
-    return answers, gold, kl
-
-
 def compare(tour):
     """9. Base, SFT, PPO and DPO write stories for the same held-out requests."""
     s = tour.settings
@@ -128,7 +109,8 @@ def compare(tour):
     sft, tokenizer = tour.load("sft")
     reference, found = make_reference(sft, TEMPERATURE), {}
     for name in ("base", "sft", "ppo", "dpo"):
-        answers, gold, kl = write_stories(tour, tour.load(name)[0], reference, tokenizer, requests)
+        answers, gold, kl = write_stories(
+            tour.load(name)[0], reference, tokenizer, requests, max_new_tokens=s.story_tokens, seed=tour.seed)
         found[name] = {"gold": gold, "kl": mean(kl), "answers": answers}
     # Score their stories against those of SFT.
     rows, measures = [], {}

@@ -1,19 +1,12 @@
-"""What the stages of the tour share: settings, the folder of a run, results, and how answers are judged."""
+"""What the stages of the tour share: settings, the folder of a run, and results."""
 
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 from minift.core.files import DATA, read_json, write_json
-from minift.core.logprobs import IGNORE_INDEX, masked_sum
 from minift.errors import MiniftError
 from minift.formats.checkpoint import load_model
-from minift.text.batches import chunks, collate
-
-# For every sampled story, also in PPO. KL is measured between distributions at this temperature.
-TEMPERATURE = 0.7
 
 
 @dataclass(frozen=True)
@@ -64,6 +57,10 @@ class Settings:
     n_cluster_rows: int = 36 * 24
     cluster_steps: int = 90
     cluster_lr: float = 5e-4
+    # Chats of all the world's tasks, of which GRPO takes those of the withheld cluster.
+    n_verifiable_rows: int = 36 * 60
+    grpo_iterations: int = 25
+    grpo_batch: int = 128
 
 
 def quick():
@@ -72,7 +69,7 @@ def quick():
         Settings(), domain_steps=6, n_domain=60, n_valid=8, n_instructions=200, sft_steps=6, n_answers=16,
         n_pairs=24, n_pairs_valid=8, reward_epochs=1, ppo_iterations=2, ppo_batch=8, dpo_epochs=1,
         n_prompts=8, story_tokens=96, label_sizes=(8, 16), n_full_sizes=1, label_steps=4, n_labelled_test=30,
-        n_cluster_rows=36 * 2, cluster_steps=2)
+        n_cluster_rows=36 * 2, cluster_steps=2, n_verifiable_rows=36 * 2, grpo_iterations=2, grpo_batch=16)
 
 
 @dataclass
@@ -136,29 +133,6 @@ def change(measure, before, after):
 def mean(values):
     """The mean of some numbers."""
     return sum(values) / len(values)
-
-
-# ---- text and answers ----
-
-
-@torch.no_grad()
-def response_kl(model, reference, answers, pad_id):
-    """KL(model || reference) of each answer in nats: the sum of log p - log p_ref (k1) over its tokens.
-
-    model, reference: callables (input_ids, attention_mask) -> logprobs (B, T-1), from make_reference.
-    """
-    sums = []
-    for part in chunks(answers, 32):
-        rows = []
-        for answer in part:
-            ids = answer.prompt_ids + answer.response_ids
-            labels = [IGNORE_INDEX] * len(answer.prompt_ids) + answer.response_ids
-            rows.append({"input_ids": ids, "labels": labels})
-        batch = collate(rows, pad_id)
-        inputs = batch["input_ids"], batch["attention_mask"]
-        gap = model(*inputs) - reference(*inputs)  # (B, T-1)
-        sums += masked_sum(gap, batch["labels"][:, 1:] != IGNORE_INDEX, dim=1).tolist()
-    return sums
 
 
 class Clock:

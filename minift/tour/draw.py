@@ -141,3 +141,16 @@ def draw_encoder(tour, curve, counts, labels):
     log_labels(axes[0], sizes)
     show.confusion(axes[1], counts, labels, title=f"the probe with {sizes[1]} labels")
     show.save(fig, tour.picture("encoder"))
+
+
+def draw_verifiable(tour, history, rows):
+    """Draw GRPO's reward and the share of groups that teach nothing; exact match of each task, before and after."""
+    fig, (left, right) = show.figure(1, 2, width=11, height=4)
+    show.curves(
+        left, {"right answers": points(history, "score", "iteration"),
+               "groups without variance": points(history, "equal_groups", "iteration")},
+        xlabel="iteration", ylabel="share", title="GRPO with exact match as the reward")
+    show.grouped_bars(
+        right, [row["task"].replace("_", " ") for row in rows],
+        {when: [row[when] for row in rows] for when in ("before", "after")}, xlabel="exact match, held-out rows")
+    show.save(fig, tour.picture("verifiable"))

@@ -1,26 +1,15 @@
 """Stage 4: instruction tuning. The base continues a text; the tuned model answers."""
 
-import random
-
 import torch
 
-from minift.core.files import DATA
 from minift.evaluation.metrics import exact_match
 from minift.formats.checkpoint import save_model
 from minift.methods.sft import tune_on_chats
+from minift.studies.stories import READING, mix_chats
 from minift.text.answers import sample_answers
-from minift.text.jsonl import read_jsonl
 from minift.tour import draw
 from minift.tour.common import Result, change, mean
-from minift.ways import crowd
-from minift.ways.templates import instantiate, read_templates
-from minift.world.instructions import TASKS, WRITING, instructions
-from minift.world.tasks import world_rows
-
-INSTRUCTIONS = DATA / "instructions"
-READING = tuple(task for task in TASKS if task not in WRITING)
-# Two of five examples ask for a story, because a story has many more tokens to learn.
-MIXTURE = READING + WRITING * 6
+from minift.world.instructions import TASKS, instructions
 
 
 def sft(tour):
@@ -32,7 +21,7 @@ def sft(tour):
     held_out = instructions(s.n_answers, tour.seed, "test", READING)
     before = ask_all(model, tokenizer, held_out, tour.seed)
     # Tune it on the mixture, then ask again.
-    rows = mixture(s.n_instructions, tour.seed)
+    rows = mix_chats(s.n_instructions, tour.seed)
     history = tune_on_chats(
         model, tokenizer, rows, steps=s.sft_steps, lr=s.sft_lr, batch_size=s.sft_batch,
         seed=tour.seed, name="sft", progress=True)
@@ -62,22 +51,6 @@ def sft(tour):
         texts=texts,
         rows=table,
         pictures=[tour.picture("sft-mask"), tour.picture("sft")])
-
-
-def mixture(n, seed):
-    """n shuffled chats, made in four ways: by people, a crowd, a language model, and templates.
-
-    Five of six come from templates, because the templates have the tasks of the evaluation.
-    """
-    people = read_jsonl(INSTRUCTIONS / "written.jsonl")[:n // 12]
-    model = read_jsonl(INSTRUCTIONS / "model.jsonl")[:n // 24]
-    items = world_rows(n // 24, f"crowd/{seed}", tasks=crowd.TASKS)
-    labelled, _ = crowd.labelled_rows(items, seed)
-    templates = read_templates(INSTRUCTIONS / "templates.json")
-    labelled = instantiate(labelled, templates, seed=seed, source="crowd", inverted=False)
-    rows = people + model + labelled
-    rows += instructions(n - len(rows), seed, tasks=MIXTURE)
-    return random.Random(seed).sample(rows, len(rows))
 
 
 def ask_all(model, tokenizer, rows, seed):

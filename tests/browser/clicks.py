@@ -19,10 +19,9 @@ from minift.core.files import read_json, write_json
 from minift.evaluation.clusters import over_seeds
 from minift.evaluation.metrics import bootstrap_interval
 from minift.formats.checkpoint import load_model
+from minift.studies.stories import NOISE, TEMPERATURE
 from minift.text.answers import sample_answers
 from minift.text.jsonl import read_jsonl, write_jsonl
-from minift.tour.common import TEMPERATURE
-from minift.tour.prefer import NOISE
 from minift.ways.preferences import chooses_first, sample_pairs
 from minift.world.instructions import story_requests
 from minift.world.rubric import judge
