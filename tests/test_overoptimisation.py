@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minift.evaluation import exact
-from minift.studies import lab, overoptimisation, repeats
+from minift.studies import exact_runs, lab, overoptimisation, repeats
 from minift.studies import overoptimisation_trained as trained
 
 
@@ -235,7 +235,7 @@ def test_the_policy_starts_at_the_reference(world):
     assert found["root_kl"] < 1e-5 and abs(found["gold"]) < 1e-6
     assert found["repeats"] == pytest.approx((world.ref * world.repeats).sum().item(), abs=1e-6)
     settings = {"iterations": 6, "batch_size": 64}
-    points = trained.on_rollouts(world, 0.25, settings, method="rloo")
+    points = trained.on_rewards(world, 0.25, settings, method="rloo")
     assert len(points) == 6 and points[-1]["learned"] > 0.3 and points[-1]["gold"] > 0.2
 
 
@@ -243,14 +243,14 @@ def test_the_policy_starts_at_the_reference(world):
 def test_the_reward_is_that_of_the_answer(world, method, loop, monkeypatch):
     """What a method optimises is the learned score of the answer alone, found among all answers by its tokens."""
     def score(policy, *args, **kwargs):
-        reward_fn, = [one for one in args if callable(one) and getattr(one, "__name__", "") == "reward_fn"]
+        reward_fn, = [one for one in args if callable(one) and getattr(one, "__name__", "") == "reward"]
         rows = torch.tensor([0, 1, 4_321, 30_000, 46_655])
         prompts = torch.tensor([repeats.PROMPT] * len(rows))
         given = SimpleNamespace(input_ids=torch.cat([prompts, world.answers[rows]], 1))
         found.append((reward_fn(given) - world.learn()[rows]).abs().max().item())
     found = []
-    monkeypatch.setattr(trained, loop, score)
-    trained.on_rollouts(world, 0.5, {"iterations": 1, "batch_size": 8}, method)
+    monkeypatch.setattr(exact_runs, loop, score)
+    trained.on_rewards(world, 0.5, {"iterations": 1, "batch_size": 8}, method)
     assert len(found) == 1 and found[0] < 1e-5
 
 

@@ -134,7 +134,7 @@ def test_a_batch_brings_its_margins(make_reward_loss=reward.make_reward_loss):
     pairs[0]["margin"], pairs[2]["margin"] = 0.5, 2.0
     loss, metrics = make_reward_loss(small_scorer())(collate_pairs(pairs, 0))
     expected = sum(math.log(1 + math.exp(margin)) for margin in (0.5, 0.0, 2.0)) / 3
-    assert loss.item() == pytest.approx(expected, abs=1e-6) and metrics["margin"] == 0
+    assert loss.item() == pytest.approx(expected, abs=1e-5) and abs(metrics["margin"]) < 1e-5
 
 
 def test_a_tie_is_no_win(make_reward_loss=reward.make_reward_loss):

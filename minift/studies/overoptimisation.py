@@ -82,7 +82,7 @@ def all_paths(seed, settings):
 def combine(members):
     """Rule -> the score of each answer (N,), from those of an ensemble's members (n, N): Coste et al. 2023, section 3.
 
-    The variance divides by n, as in the paper; its weight is 1.
+    The variance divides by n; its weight is 1.
     """
     mean = members.mean(0)
     return {
