@@ -266,6 +266,23 @@ def test_grpo_checks_answers(key, tmp_path, monkeypatch):
     assert record["before"]["valid_score"] == 0 and record["settings"]["checker"] == "exact"
 
 
+def test_grpo_reads_chats(tmp_path, monkeypatch, capsys):
+    """The last answer of a chat is the right one, and all before it is the prompt; a chat without it has no answer."""
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."},
+             {"role": "user", "content": "And Tom?"}, {"role": "assistant", "content": "There."}]
+    model, data = prepare(tmp_path, [{"messages": turns}, {"messages": turns[:2]}])
+    tokenizer, seen = load_model(model)[1], []
+    asked = rewards.right_answers
+    monkeypatch.setattr(rewards, "right_answers", lambda examples: seen.append(asked(examples)) or seen[0])
+    words = ["grpo", "--model", model, "--data", data, "--out", tmp_path / "out", *CHECKED]
+    assert call(*words) == 0
+    assert seen[0] == {
+        tuple(encode_prompt(tokenizer, turns[:3])): {"There."}, tuple(encode_prompt(tokenizer, "Where?")): {"Here."}}
+    write(data, {"messages": turns[:3]})
+    assert call(*words, "--overwrite") == 2
+    assert f"{data}:1: --checker exact needs an 'answer'" in capsys.readouterr().err
+
+
 def test_grpo_needs_one_judge_and_right_answers(tmp_path, capsys):
     """No judge, two judges, a row without an answer, an answer that is no text: one sentence that says what to mend."""
     model, data = prepare(tmp_path, PROMPTS[:3])

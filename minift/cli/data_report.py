@@ -31,7 +31,7 @@ from minift.methods.sft import make_labels, make_sft_loss
 from minift.text.batches import collate
 
 USED_BY = {
-    "messages": "sft, evaluate", "completion": "sft, evaluate, ppo, grpo", "judged": "dpo --loss kto",
+    "messages": "sft, evaluate, ppo, grpo", "completion": "sft, evaluate, ppo, grpo", "judged": "dpo --loss kto",
     "pair": "reward, dpo, evaluate, ppo, grpo", "prompt": "ppo, grpo, generate",
     "text": "pretrain, evaluate, ppo, grpo", "label": "classify, evaluate"}
 # For the estimate an encoder predicts every 7th token: 15 % of them, as mlm does.

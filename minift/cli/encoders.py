@@ -1,6 +1,7 @@
 """One encoder for each kind of data: encode(row, tally, ...) -> an example, or None after counting the reason."""
 
 import sys
+from dataclasses import replace
 
 from minift.errors import MiniftError
 from minift.methods.sft import encode_example
@@ -146,6 +147,8 @@ def encode_request(row, tally, tokenizer, room):
 
     "truth" is the row's right answer, if it has one ("answer", else "completion"); "where" is for errors.
     """
+    if row.form == "messages":
+        row = split_chat(row)
     prompt = row.values["text"] if row.form == "text" else row.values["prompt"]
     ids = tokenizer.encode(prompt) if row.form == "text" else encode_prompt(tokenizer, chat_of(prompt, row.where))
     if not ids:
@@ -155,6 +158,17 @@ def encode_request(row, tally, tokenizer, room):
         tally.dropped[f"prompt of more than {max(room, 0)} tokens, which leaves no room to answer"] += 1
         return None
     return {"input_ids": ids, "prompt": prompt, "truth": right_answer(row), "where": row.where}
+
+
+def split_chat(row):
+    """A chat as a row with a prompt; if the assistant has the last turn, it is the completion."""
+    messages = row.values["messages"]
+    check_messages(messages, row.where)
+    *before, last = messages
+    if last["role"] != "assistant":
+        return replace(row, form="prompt", values=row.values | {"prompt": messages})
+    values = row.values | {"prompt": before, "completion": last["content"]}
+    return replace(row, form="completion", values=values)
 
 
 def right_answer(row):

@@ -16,8 +16,8 @@ from minift.methods.lora import base_reference
 from minift.text.answers import generate_batch, make_generator
 from minift.text.batches import chunks
 
-# The forms of rows with a prompt; a row of the form "text" is a prompt itself.
-FORMS = ("prompt", "completion", "pair", "text")
+# The forms of rows with a prompt; a row of the form "text" is a prompt itself, a chat ends with the right answer.
+FORMS = ("prompt", "completion", "pair", "text", "messages")
 
 
 def open_run(options, config_class, **settings):
