@@ -319,7 +319,18 @@ def test_settings_of_replay_arrive(tmp_path, monkeypatch):
     assert old.as_posix() in record["data"], "old text is data too, which --resume compares"
 
 
-# ---- PPO ----
+# ---- PPO and GRPO ----
+
+
+def run_rollouts(verb, loop, words, rank, tmp_path, monkeypatch):
+    """Run a verb up to its loop: what its parts were given by name, and what the loop was given."""
+    seen = watch(monkeypatch, (rollouts, "make_reference"), (rollouts, "base_reference"), (run, "add_lora"),
+                 (run, "context_of"))
+    seen_last = watch(monkeypatch, loop, stop=True)
+    command = without(decoder_command(verb, tmp_path), "--epochs")
+    run_until_stop(*command, *words, "--context", 60, *(["--lora", rank] if rank else []))
+    return seen, seen_last[loop[1]]
+
 
 PPO = ["--lr", "0.0123", "--minibatch-size", "3", "--epochs", "3", "--beta", "0.7", "--target-kl", "2.5",
        "--missing-eos-penalty", "0.4", "--temperature", "0.6", "--seed", "5", "--eval-every", "2", "--checkpointing"]
@@ -328,12 +339,8 @@ PPO = ["--lr", "0.0123", "--minibatch-size", "3", "--epochs", "3", "--beta", "0.
 @pytest.mark.parametrize("rank", [None, 3])
 def test_settings_of_ppo_arrive(rank, tmp_path, monkeypatch):
     """Every setting reaches PPOConfig or train_ppo; the reference has the temperature of the sampling."""
-    seen = watch(monkeypatch, (rollouts, "make_reference"), (rollouts, "base_reference"), (run, "add_lora"),
-                 (run, "context_of"))
-    seen_last = watch(monkeypatch, (ppo_loop, "train_ppo"), stop=True)
-    words = without(decoder_command("ppo", tmp_path), "--epochs")
-    run_until_stop(*words, *PPO, "--context", 60, *(["--lora", rank] if rank else []))
-    given, config = seen_last["train_ppo"], seen_last["train_ppo"]["config"]
+    seen, given = run_rollouts("ppo", (ppo_loop, "train_ppo"), PPO, rank, tmp_path, monkeypatch)
+    config = given["config"]
     assert (config.lr, config.minibatch_size, config.epochs, config.beta) == (0.0123, 3, 3, 0.7)
     assert (config.target_kl, config.missing_eos_penalty, config.temperature, config.max_new_tokens) == (2.5, .4, .6, 4)
     assert (given["iterations"], given["batch_size"], given["seed"]) == (2, 4, 5)
@@ -354,12 +361,8 @@ GRPO = ["--lr", "0.0123", "--minibatch-size", "3", "--epochs", "3", "--beta", "0
 @pytest.mark.parametrize("rank", [None, 3])
 def test_settings_of_grpo_arrive(rank, tmp_path, monkeypatch):
     """Every setting reaches GRPOConfig or train_grpo; one --clip-range is for both directions."""
-    seen = watch(monkeypatch, (rollouts, "make_reference"), (rollouts, "base_reference"), (run, "add_lora"),
-                 (run, "context_of"))
-    seen_last = watch(monkeypatch, (grpo, "train_grpo"), stop=True)
-    words = without(decoder_command("grpo", tmp_path), "--epochs")
-    run_until_stop(*words, *GRPO, "--context", 60, *(["--lora", rank] if rank else []))
-    given, config = seen_last["train_grpo"], seen_last["train_grpo"]["config"]
+    seen, given = run_rollouts("grpo", (grpo, "train_grpo"), GRPO, rank, tmp_path, monkeypatch)
+    config = given["config"]
     assert (config.lr, config.minibatch_size, config.epochs, config.beta) == (0.0123, 3, 3, 0.7)
     assert (config.missing_eos_penalty, config.temperature, config.max_new_tokens) == (.4, .6, 4)
     assert (config.method, config.group_size, config.kl_in, config.mask_truncated) == ("rloo", 2, "reward", True)

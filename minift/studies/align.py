@@ -19,6 +19,7 @@ from minift.methods.grpo import GRPOConfig, train_grpo
 from minift.methods.ppo_loop import PPOConfig, train_ppo, zero_head
 from minift.methods.reward import reward_from_model
 from minift.methods.sft import tune_on_chats
+from minift.studies import note
 from minift.studies.stories import TEMPERATURE, gold_reward, gold_score
 from minift.text.answers import sample_answers
 from minift.text.batches import Batches
@@ -108,14 +109,6 @@ def online_dpo(arena, beta, settings, judge, gold=False):
 
 
 # ---- methods on the pairs that are there ----
-
-
-def note(points, judge, policy):
-    """An evaluate() for train() that only adds judge(policy) to the points."""
-    def evaluate():
-        points.append(judge(policy))
-        return {}
-    return evaluate
 
 
 def on_pairs(arena, beta, settings, judge, make_loss):

@@ -11,6 +11,7 @@ import torch
 
 from minift.evaluation import exact
 from minift.methods.dpo import make_dpo_loss
+from minift.studies import note
 from minift.studies.exact_runs import PROMPT, train_on_choices, train_on_rewards
 from minift.studies.repeats import LENGTH, VOCAB
 
@@ -40,14 +41,10 @@ def on_pairs(world, beta, settings, steps="steps"):
     rows = exact.choice_examples(
         world.answers, world.ref_logprobs, world.chosen, world.rejected, PROMPT)
 
-    def evaluate():
-        points.append(judge(world, policy, learned))
-        return {}
-
     torch.manual_seed(world.seed)
     train_on_choices(
         policy, rows, make_dpo_loss(policy, beta), world.seed, settings[steps], lr=3e-3,
-        evaluate=evaluate, eval_every=max(1, settings[steps] // 6))
+        evaluate=note(points, partial(judge, world, learned=learned), policy), eval_every=max(1, settings[steps] // 6))
     return points
 
 
